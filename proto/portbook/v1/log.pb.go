@@ -741,7 +741,7 @@ type GetProofResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One, or by sha256 one for each entry about a file with these bytes, oldest
 	// first, at most 100.
-	Entries       []*LoggedEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Proofs        []*LoggedEntry `protobuf:"bytes,1,rep,name=proofs,proto3" json:"proofs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -776,9 +776,9 @@ func (*GetProofResponse) Descriptor() ([]byte, []int) {
 	return file_portbook_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *GetProofResponse) GetEntries() []*LoggedEntry {
+func (x *GetProofResponse) GetProofs() []*LoggedEntry {
 	if x != nil {
-		return x.Entries
+		return x.Proofs
 	}
 	return nil
 }
@@ -1050,9 +1050,9 @@ const file_portbook_v1_log_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04H\x00R\x05index\x12\x1d\n" +
 	"\tleaf_hash\x18\x02 \x01(\tH\x00R\bleafHash\x12\x18\n" +
 	"\x06sha256\x18\x03 \x01(\tH\x00R\x06sha256B\x04\n" +
-	"\x02by\"F\n" +
-	"\x10GetProofResponse\x122\n" +
-	"\aentries\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\aentries\"M\n" +
+	"\x02by\"D\n" +
+	"\x10GetProofResponse\x120\n" +
+	"\x06proofs\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\x06proofs\"M\n" +
 	"\vLoggedEntry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04leaf\x18\x02 \x01(\fR\x04leaf\x12\x14\n" +
@@ -1105,7 +1105,7 @@ var file_portbook_v1_log_proto_depIdxs = []int32{
 	0,  // 1: portbook.v1.SubmitRequest.entry:type_name -> portbook.v1.Entry
 	3,  // 2: portbook.v1.SubmitStreamResponse.logged:type_name -> portbook.v1.SubmitResponse
 	5,  // 3: portbook.v1.SubmitStreamResponse.error:type_name -> portbook.v1.StreamError
-	8,  // 4: portbook.v1.GetProofResponse.entries:type_name -> portbook.v1.LoggedEntry
+	8,  // 4: portbook.v1.GetProofResponse.proofs:type_name -> portbook.v1.LoggedEntry
 	8,  // 5: portbook.v1.LookupResponse.entries:type_name -> portbook.v1.LoggedEntry
 	2,  // 6: portbook.v1.Log.Submit:input_type -> portbook.v1.SubmitRequest
 	2,  // 7: portbook.v1.Log.SubmitStream:input_type -> portbook.v1.SubmitRequest
