@@ -1,0 +1,131 @@
+package witness
+
+// A witness on disk: one directory with its private key and its state. They are
+// made together, once, by [CreateDir]; [OpenDir] refuses whatever is missing,
+// readable by others, or does not belong together. A witness that makes up new
+// state under an old key signs backwards, so nothing here is ever repaired
+// silently.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+)
+
+// The names of the files in a witness directory.
+const (
+	KeyFile      = "witness.key" // one line, PRIVATE+KEY+...; mode 0600
+	DatabaseFile = "witness.db"  // SQLite, with -wal and -shm beside it; mode 0600
+)
+
+// A Dir is an open witness directory.
+type Dir struct {
+	Path   string
+	Signer *c2sp.Signer
+	Store  *Store
+}
+
+// CreateDir makes a new witness: an Ed25519 cosigner key of this name and an
+// empty database that belongs to it. It refuses a directory that already holds
+// either, whoever made it.
+func CreateDir(ctx context.Context, path, name string, now time.Time) (*Dir, error) {
+	signer, err := c2sp.GenerateSigner(name, c2sp.AlgEd25519Cosig)
+	if err != nil {
+		return nil, fmt.Errorf("name %q: %w", name, err)
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("making the witness directory: %w", err)
+	}
+	for _, file := range []string{KeyFile, DatabaseFile} {
+		if _, err := os.Lstat(filepath.Join(path, file)); !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s already holds %s: a witness is made once, choose another directory", path, file)
+		}
+	}
+	keyPath := filepath.Join(path, KeyFile)
+	if err := writeKey(keyPath, signer); err != nil {
+		return nil, err
+	}
+	store, err := CreateStore(ctx, filepath.Join(path, DatabaseFile), signer.Key(), now)
+	if err != nil {
+		os.Remove(keyPath) // has signed nothing
+		return nil, err
+	}
+	return &Dir{Path: path, Signer: signer, Store: store}, nil
+}
+
+// OpenDir opens an existing witness.
+func OpenDir(path string) (*Dir, error) {
+	signer, err := ReadKey(filepath.Join(path, KeyFile))
+	if err != nil {
+		return nil, err
+	}
+	store, err := OpenStore(filepath.Join(path, DatabaseFile))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := store.bound(signer.Key()); err != nil {
+		store.Close()
+		return nil, err
+	}
+	return &Dir{Path: path, Signer: signer, Store: store}, nil
+}
+
+// Close closes the database.
+func (d *Dir) Close() error { return d.Store.Close() }
+
+func writeKey(path string, signer *c2sp.Signer) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing the key: %w", err)
+	}
+	_, err = io.WriteString(f, signer.SKey()+"\n")
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(path)
+		return fmt.Errorf("writing the key: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// ReadKey reads a private key that nobody but its owner can read. Links are
+// refused: what they point to is not in the owner's hand.
+func ReadKey(path string) (*c2sp.Signer, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		return nil, fmt.Errorf("key %s is a symbolic link: put the key file itself there", path)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("no key at %s: a new witness is made with init; a lost key ends the witness", path)
+	case err != nil:
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat() // of what was opened, not of what the name is by now
+	if err != nil {
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("key %s is not a plain file", path)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("key %s can be read or written by others (mode %04o): chmod 600 %s, and if others were on this machine, begin a new witness",
+			path, st.Mode().Perm(), path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 16<<10))
+	if err != nil {
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	signer, err := c2sp.ParseSKey(strings.TrimSuffix(string(b), "\n"))
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %w", path, err)
+	}
+	return signer, nil
+}

@@ -1,0 +1,151 @@
+package witness
+
+// The HTTP side of c2sp.org/tlog-witness, below any prefix:
+//
+//	POST /add-checkpoint            200 signature lines · 409 text/x.tlog.size
+//	GET  /<origin hash>/checkpoint  200 the checkpoint with our cosignature
+//
+// Every other answer is a problem document (RFC 9457).
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// bodyTimeout is how long a client may take to send its request body.
+const bodyTimeout = 10 * time.Second
+
+// Handler returns the witness's HTTP interface. Submission and monitoring
+// prefix are wherever it is mounted.
+func (w *Witness) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/add-checkpoint", only(http.MethodPost, w.serveAddCheckpoint))
+	mux.Handle("/{hash}/checkpoint", only(http.MethodGet, w.serveCheckpoint))
+	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
+		problem(rw, http.StatusNotFound, "this is a c2sp.org/tlog-witness: it has add-checkpoint and <origin hash>/checkpoint")
+	})
+	return mux
+}
+
+// NewServer returns an HTTP server for h with limits that no honest client
+// meets: on headers, and on the time for each part of an exchange.
+func NewServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       5*time.Second + bodyTimeout,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute, // logs keep their connection (keep-alive)
+		MaxHeaderBytes:    16 << 10,
+	}
+}
+
+// only refuses every method but one. HEAD is refused too: the specification
+// says GET.
+func only(method string, h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method != method {
+			rw.Header().Set("Allow", method)
+			problem(rw, http.StatusMethodNotAllowed, "only "+method+" is served here")
+			return
+		}
+		h(rw, r)
+	})
+}
+
+func (w *Witness) serveAddCheckpoint(rw http.ResponseWriter, r *http.Request) {
+	if r.ContentLength > MaxBody {
+		rw.Header().Set("Connection", "close")
+		problem(rw, http.StatusRequestEntityTooLarge, tooLarge)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, MaxBody))
+	if err != nil {
+		var big *http.MaxBytesError
+		if errors.As(err, &big) {
+			problem(rw, http.StatusRequestEntityTooLarge, tooLarge)
+		} else {
+			problem(rw, http.StatusBadRequest, "the request body ended early")
+		}
+		return
+	}
+	lines, err := w.AddCheckpoint(r.Context(), body)
+	if err != nil {
+		w.refuse(rw, err)
+		return
+	}
+	rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	rw.Header().Set("Cache-Control", "no-store")
+	rw.Write(lines)
+}
+
+var tooLarge = fmt.Sprintf("the request body has more than %d bytes", MaxBody)
+
+// refuse is the one place where an outcome becomes a status code.
+func (w *Witness) refuse(rw http.ResponseWriter, err error) {
+	var (
+		malformed *MalformedError
+		oldSize   *OldSizeError
+		unknown   *UnknownLogError
+		signature *SignatureError
+		conflict  *ConflictError
+		proof     *ProofError
+		fork      *ForkError
+		clock     *ClockError
+	)
+	switch {
+	case errors.As(err, &malformed), errors.As(err, &oldSize):
+		problem(rw, http.StatusBadRequest, err.Error())
+	case errors.As(err, &unknown):
+		problem(rw, http.StatusNotFound, err.Error())
+	case errors.As(err, &signature):
+		problem(rw, http.StatusForbidden, err.Error())
+	case errors.As(err, &conflict):
+		rw.Header().Set("Content-Type", "text/x.tlog.size")
+		rw.Header().Set("Cache-Control", "no-store")
+		rw.WriteHeader(http.StatusConflict)
+		io.WriteString(rw, strconv.FormatUint(conflict.Size, 10)+"\n")
+	case errors.As(err, &proof), errors.As(err, &fork):
+		problem(rw, http.StatusUnprocessableEntity, err.Error())
+	case errors.As(err, &clock):
+		w.log.Error("not signing", "error", err)
+		problem(rw, http.StatusServiceUnavailable, err.Error())
+	default:
+		w.log.Error("add-checkpoint failed", "error", err)
+		problem(rw, http.StatusInternalServerError, "the witness failed; nothing is said about the log; its operator's journal has the cause")
+	}
+}
+
+func (w *Witness) serveCheckpoint(rw http.ResponseWriter, r *http.Request) {
+	note, err := w.store.checkpoint(r.Context(), r.PathValue("hash"))
+	switch {
+	case err != nil:
+		w.log.Error("reading a checkpoint failed", "error", err)
+		problem(rw, http.StatusInternalServerError, "the witness failed; its operator's journal has the cause")
+	case note == nil:
+		problem(rw, http.StatusNotFound, "no checkpoint has been cosigned for a log with this origin hash (SHA-256 of the origin, lower-case hex)")
+	default:
+		rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		rw.Header().Set("Cache-Control", "no-cache") // a cache may keep it, and asks again
+		rw.Write(note)
+	}
+}
+
+// problem answers with a problem document (RFC 9457).
+func problem(rw http.ResponseWriter, status int, detail string) {
+	h := rw.Header()
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	rw.WriteHeader(status)
+	json.NewEncoder(rw).Encode(struct {
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+	}{http.StatusText(status), status, detail})
+}

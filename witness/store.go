@@ -1,0 +1,498 @@
+package witness
+
+// What a witness must never forget, in SQLite: which logs and keys it was told
+// to trust, the latest checkpoint it cosigned for each, and the forks it saw.
+// A write is on the disk (WAL, synchronous=FULL) before it is reported done.
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// applicationID marks a database file as ours (PRAGMA application_id): "PBwi".
+const applicationID = 0x50427769
+
+// maxForks bounds the evidence kept for one log. One fork is a verdict; the
+// rest is a log that fills our disk.
+const maxForks = 100
+
+var (
+	// ErrNoState means that there is no database where one must be. It is never
+	// made on the way: a witness without its memory would sign backwards.
+	ErrNoState = errors.New("no witness database")
+	// ErrOtherKey means that database and key do not belong together.
+	ErrOtherKey = errors.New("the witness database was made for another key")
+	// errMoved means that the head was not what the caller thought.
+	errMoved = errors.New("the head has moved")
+)
+
+// A Store is the memory of one witness. It is safe for concurrent use, and for
+// several processes on one machine; the file must be on a local disk.
+type Store struct {
+	path    string
+	read    *sql.DB
+	write   *sql.DB // one connection: writers queue here, not in SQLite
+	keys    []boundKey
+	lookup  *sql.Stmt
+	insert  *sql.Stmt
+	replace *sql.Stmt
+	serve   *sql.Stmt
+}
+
+// A boundKey is a witness key that the state belongs to.
+type boundKey struct {
+	vkey    string
+	created time.Time
+}
+
+// A Head is the latest checkpoint cosigned for a log.
+type Head struct {
+	Size uint64
+	Root [32]byte
+	Time time.Time // of the cosignature, in whole seconds
+	Note []byte    // text, verified log signatures, our cosignatures
+}
+
+// A Log is a log that the witness was told to serve.
+type Log struct {
+	Origin string
+	Keys   []*c2sp.Key // signatures by these count, in the order they were added
+	Head   *Head       // nil: nothing cosigned yet
+}
+
+// A Fork is two notes that the log signed: of one size, with different roots.
+// Each carries the log's signatures, so the pair convinces anyone who has the
+// log's key.
+type Fork struct {
+	Origin string
+	Size   uint64
+	Ours   []byte // what this witness cosigned
+	Theirs []byte // what it was asked to cosign as well
+	Seen   time.Time
+}
+
+// CreateStore makes the database of a new witness whose key is key, for ever.
+// It refuses to touch an existing file.
+func CreateStore(ctx context.Context, path string, key *c2sp.Key, now time.Time) (_ *Store, err error) {
+	if !key.IsCosigner() {
+		return nil, fmt.Errorf("%s is no cosigner's key", key)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("making the witness database: %w", err)
+	}
+	f.Close()
+	defer func() {
+		if err != nil {
+			for _, suffix := range []string{"", "-wal", "-shm"} {
+				os.Remove(path + suffix)
+			}
+		}
+	}()
+	s, err := connect(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if _, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
+		return nil, fmt.Errorf("making the witness database: %w", err)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, err
+	}
+	// Last, in a transaction of its own: a database without this row is one
+	// whose making was interrupted, and is refused.
+	if _, err := s.write.ExecContext(ctx, "INSERT INTO witness_key (vkey, name, raw, created) VALUES (?, ?, ?, ?)",
+		key.String(), key.Name(), key.Raw(), max(now.Unix(), 1)); err != nil {
+		return nil, fmt.Errorf("making the witness database: %w", err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	return s, s.load(ctx)
+}
+
+// OpenStore opens the database of an existing witness, and brings its schema up
+// to date. What is missing, foreign, or half made is refused ([ErrNoState]),
+// never made anew.
+func OpenStore(path string) (_ *Store, err error) {
+	const repair = "put the original database back if it is only not mounted; if it is lost, this witness has ended: " +
+		"begin a new one, with a new name, in a new directory (a copy from a backup would sign backwards)"
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w at %s: %s", ErrNoState, path, repair)
+	case err != nil:
+		return nil, fmt.Errorf("opening the witness database: %w", err)
+	case !st.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: %s is not a plain file: links and devices are refused", ErrNoState, path)
+	case st.Mode().Perm()&0o077 != 0:
+		return nil, fmt.Errorf("%s can be read or written by others (mode %04o): chmod 600 %s", path, st.Mode().Perm(), path)
+	}
+	s, err := connect(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	ctx := context.Background()
+	var id, bound int
+	if err := s.read.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
+		return nil, fmt.Errorf("%w: %s cannot be read (%v): %s", ErrNoState, path, err, repair)
+	}
+	if id != applicationID {
+		return nil, fmt.Errorf("%w: %s is not the database of a witness: %s", ErrNoState, path, repair)
+	}
+	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM witness_key").Scan(&bound); err != nil || bound == 0 {
+		return nil, fmt.Errorf("%w: %s was never finished: remove the directory and run init again", ErrNoState, path)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, err
+	}
+	return s, s.load(ctx)
+}
+
+// connect opens the two pools. mode=rw: SQLite never creates the file.
+func connect(path string) (*Store, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	open := func(more url.Values, conns int) (*sql.DB, error) {
+		q := url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)",
+			"foreign_keys(1)", "trusted_schema(0)", "cell_size_check(1)"}}
+		for k, v := range more {
+			q[k] = append(q[k], v...)
+		}
+		db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String())
+		if err != nil {
+			return nil, fmt.Errorf("opening the witness database: %w", err)
+		}
+		db.SetMaxOpenConns(conns)
+		db.SetMaxIdleConns(conns)
+		return db, nil
+	}
+	s := &Store{path: path}
+	if s.write, err = open(url.Values{"_txlock": {"immediate"}}, 1); err != nil {
+		return nil, err
+	}
+	if s.read, err = open(url.Values{"_pragma": {"query_only(1)"}}, 4); err != nil {
+		s.write.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) migrate(ctx context.Context) error {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, s.write, dir, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return fmt.Errorf("migrating %s: %w", s.path, err)
+	}
+	have, want, err := p.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("migrating %s: %w", s.path, err)
+	}
+	if have > want {
+		return fmt.Errorf("%s was written by a newer version of this program (schema %d; this one knows %d): upgrade it", s.path, have, want)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrating %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// load reads whose state this is and prepares what every request needs.
+func (s *Store) load(ctx context.Context) error {
+	rows, err := s.read.QueryContext(ctx, "SELECT vkey, created FROM witness_key ORDER BY created, vkey")
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var k boundKey
+		var created int64
+		if err := rows.Scan(&k.vkey, &created); err != nil {
+			return fmt.Errorf("reading %s: %w", s.path, err)
+		}
+		k.created = time.Unix(created, 0)
+		s.keys = append(s.keys, k)
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	for _, p := range []struct {
+		stmt **sql.Stmt
+		db   *sql.DB
+		text string
+	}{
+		{&s.lookup, s.read, `SELECT k.vkey, h.size, h.root, h.time, h.note FROM log_key k
+			LEFT JOIN head h ON h.origin = k.origin WHERE k.origin = ? ORDER BY k.rowid`},
+		{&s.insert, s.write, `INSERT INTO head (origin, size, root, time, note) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`},
+		{&s.replace, s.write, `UPDATE head SET size = ?, root = ?, time = ?, note = ?
+			WHERE origin = ? AND size = ? AND root = ? AND time = ?`},
+		{&s.serve, s.read, `SELECT h.note FROM log l JOIN head h ON h.origin = l.origin WHERE l.origin_hash = ?`},
+	} {
+		if *p.stmt, err = p.db.PrepareContext(ctx, p.text); err != nil {
+			return fmt.Errorf("reading %s: %w", s.path, err)
+		}
+	}
+	return nil
+}
+
+// Close closes the database. It waits for what is being written.
+func (s *Store) Close() error {
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// VKeys returns the witness keys that this state belongs to.
+func (s *Store) VKeys() []string {
+	var out []string
+	for _, k := range s.keys {
+		out = append(out, k.vkey)
+	}
+	return out
+}
+
+// bound returns when this state began for key, or [ErrOtherKey].
+func (s *Store) bound(key *c2sp.Key) (time.Time, error) {
+	for _, k := range s.keys {
+		if k.vkey == key.String() {
+			return k.created, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%w: %s belongs to %s, and the key is %s: put the key file back that was made with this database",
+		ErrOtherKey, s.path, s.keys[0].vkey, key)
+}
+
+// AddLog makes keys trusted for the log with this origin. It only ever adds:
+// a key that is there stays, and added counts the new ones. Keys are a log's
+// (0x01, or 0x06 for a log that signs with ML-DSA-44); one raw key serves one log.
+func (s *Store) AddLog(ctx context.Context, origin string, keys []*c2sp.Key) (added int, err error) {
+	if c, err := c2sp.ParseCheckpoint(c2sp.Checkpoint{Origin: origin}.Text()); err != nil || c.Origin != origin {
+		return 0, fmt.Errorf("%.100q cannot be the origin of a log: it must be one non-empty line", origin)
+	}
+	if len(keys) == 0 {
+		return 0, fmt.Errorf("log %s: no key given", origin)
+	}
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, fmt.Errorf("adding log %s: %w", origin, err)
+	}
+	defer tx.Rollback()
+	now := time.Now().Unix() // for people who read the table; nothing is judged by it
+	if _, err := tx.ExecContext(ctx, "INSERT INTO log (origin, origin_hash, added) VALUES (?, ?, ?) ON CONFLICT (origin) DO NOTHING",
+		origin, c2sp.OriginHash(origin), now); err != nil {
+		return 0, fmt.Errorf("adding log %s: %w", origin, err)
+	}
+	for _, k := range keys {
+		if k.Alg() != c2sp.AlgEd25519 && k.Alg() != c2sp.AlgMLDSA44 {
+			return 0, fmt.Errorf("key %s is of type %s, which no log signs with", k, k.Alg())
+		}
+		var n int
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM witness_key WHERE raw = ?", k.Raw()).Scan(&n); err != nil {
+			return 0, fmt.Errorf("adding log %s: %w", origin, err)
+		}
+		if n > 0 {
+			return 0, fmt.Errorf("key %s is this witness's own key: nobody witnesses himself", k)
+		}
+		var vkey, other string
+		err := tx.QueryRowContext(ctx, "SELECT vkey, origin FROM log_key WHERE vkey = ? OR raw = ?", k.String(), k.Raw()).Scan(&vkey, &other)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			if _, err := tx.ExecContext(ctx, "INSERT INTO log_key (vkey, origin, raw, added) VALUES (?, ?, ?, ?)",
+				k.String(), origin, k.Raw(), now); err != nil {
+				return 0, fmt.Errorf("adding log %s: %w", origin, err)
+			}
+			added++
+		case err != nil:
+			return 0, fmt.Errorf("adding log %s: %w", origin, err)
+		case vkey != k.String() || other != origin:
+			return 0, fmt.Errorf("key %s already serves log %s as %s: one key, one log", k, other, vkey)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return 0, fmt.Errorf("adding log %s: %w", origin, err)
+	}
+	return added, nil
+}
+
+// Log returns what is known about the log with this origin, or an
+// [*UnknownLogError].
+func (s *Store) Log(ctx context.Context, origin string) (*Log, error) {
+	rows, err := s.lookup.QueryContext(ctx, origin)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	defer rows.Close()
+	l := &Log{Origin: origin}
+	for rows.Next() {
+		var vkey string
+		var size, at sql.NullInt64
+		var root, note []byte
+		if err := rows.Scan(&vkey, &size, &root, &at, &note); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", s.path, err)
+		}
+		k, err := c2sp.ParseVKey(vkey)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", s.path, err)
+		}
+		l.Keys = append(l.Keys, k)
+		if size.Valid && l.Head == nil {
+			if len(root) != 32 {
+				return nil, fmt.Errorf("reading %s: the root of log %s has %d bytes", s.path, origin, len(root))
+			}
+			l.Head = &Head{Size: uint64(size.Int64), Root: [32]byte(root), Time: time.Unix(at.Int64, 0), Note: note}
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	if len(l.Keys) == 0 {
+		return nil, &UnknownLogError{origin}
+	}
+	return l, nil
+}
+
+// Logs returns all logs, by origin.
+func (s *Store) Logs(ctx context.Context) ([]*Log, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT origin FROM log ORDER BY origin")
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	defer rows.Close()
+	var origins []string
+	for rows.Next() {
+		var o string
+		if err := rows.Scan(&o); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", s.path, err)
+		}
+		origins = append(origins, o)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	var logs []*Log
+	for _, o := range origins {
+		l, err := s.Log(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		logs = append(logs, l)
+	}
+	return logs, nil
+}
+
+// advance replaces the head of a log, if it still is from (nil: none yet), and
+// returns when the new one is durable. errMoved: it was not. After any other
+// error nobody knows which head is on the disk, and nothing signed may leave.
+func (s *Store) advance(ctx context.Context, origin string, from *Head, to Head) error {
+	var res sql.Result
+	var err error
+	if from == nil {
+		res, err = s.insert.ExecContext(ctx, origin, int64(to.Size), to.Root[:], to.Time.Unix(), to.Note)
+	} else {
+		res, err = s.replace.ExecContext(ctx, int64(to.Size), to.Root[:], to.Time.Unix(), to.Note,
+			origin, int64(from.Size), from.Root[:], from.Time.Unix())
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	if n != 1 {
+		return errMoved
+	}
+	return nil
+}
+
+// keepFork stores evidence, once for each size of a log and at most maxForks
+// times for each log. kept is false if it was there, or there is enough.
+func (s *Store) keepFork(ctx context.Context, f Fork) (kept bool, err error) {
+	res, err := s.write.ExecContext(ctx, `INSERT INTO fork (origin, size, ours, theirs, seen)
+		SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM fork WHERE origin = ?1) < ?6 ON CONFLICT DO NOTHING`,
+		f.Origin, int64(f.Size), f.Ours, f.Theirs, f.Seen.Unix(), maxForks)
+	if err != nil {
+		return false, fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	n, err := res.RowsAffected()
+	return n == 1, err
+}
+
+// Forks returns the evidence against a log, oldest first.
+func (s *Store) Forks(ctx context.Context, origin string) ([]Fork, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT size, ours, theirs, seen FROM fork WHERE origin = ? ORDER BY id", origin)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	defer rows.Close()
+	var out []Fork
+	for rows.Next() {
+		f := Fork{Origin: origin}
+		var size, seen int64
+		if err := rows.Scan(&size, &f.Ours, &f.Theirs, &seen); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", s.path, err)
+		}
+		f.Size, f.Seen = uint64(size), time.Unix(seen, 0)
+		out = append(out, f)
+	}
+	return out, rows.Err()
+}
+
+// checkpoint returns the note the read API serves, nil if there is none.
+func (s *Store) checkpoint(ctx context.Context, originHash string) ([]byte, error) {
+	var note []byte
+	err := s.serve.QueryRowContext(ctx, originHash).Scan(&note)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	return note, nil
+}
+
+// Ping reports whether the database answers.
+func (s *Store) Ping(ctx context.Context) error {
+	var n int
+	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM witness_key").Scan(&n); err != nil {
+		return fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,255 @@
+package witness
+
+// The rule of a witness: what is asked of a request, in which order, and what
+// happens before a signature leaves. c2sp.org/tlog-witness, add-checkpoint.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+)
+
+// MaxBody is the most bytes an add-checkpoint request may have. It leaves room
+// below c2sp.MaxNote for our own signature lines, so that what the read API
+// serves can be read by those who keep that bound.
+const MaxBody = c2sp.MaxNote - 8<<10
+
+// maxAttempts bounds how often a request that lost a race is judged again. The
+// second time it is nearly always a conflict; only requests that cosign one
+// size over and over can lose twice.
+const maxAttempts = 20
+
+// attemptTimeout is how long one request may take once it has been read.
+const attemptTimeout = 20 * time.Second
+
+// A Config says who a witness is and what it stands on.
+type Config struct {
+	Signer *c2sp.Signer     // the witness key: an Ed25519 cosigner (0x04)
+	Store  *Store           // made for this key; the caller closes it
+	Now    func() time.Time // the clock of the cosignatures; nil: time.Now
+	Logger *slog.Logger     // refusals and forks; nil: nothing is logged
+}
+
+// A Witness cosigns checkpoints. It is safe for concurrent use.
+type Witness struct {
+	signer *c2sp.Signer
+	store  *Store
+	since  time.Time // when the state was made
+	now    func() time.Time
+	log    *slog.Logger
+
+	// testBeforeAdvance, if set, is called between the judgement and the
+	// compare-and-swap. It makes a race certain.
+	testBeforeAdvance func()
+}
+
+// New returns a witness. It refuses a store that was made for another key
+// ([ErrOtherKey]).
+func New(c Config) (*Witness, error) {
+	switch {
+	case c.Signer == nil || c.Store == nil:
+		return nil, errors.New("a witness needs a key and a database")
+	case c.Signer.Key().Alg() != c2sp.AlgEd25519Cosig:
+		return nil, fmt.Errorf("key %s is of type %s; this witness cosigns with Ed25519 (0x04)", c.Signer.Key(), c.Signer.Key().Alg())
+	}
+	since, err := c.Store.bound(c.Signer.Key())
+	if err != nil {
+		return nil, err
+	}
+	w := &Witness{signer: c.Signer, store: c.Store, since: since, now: c.Now, log: c.Logger}
+	if w.now == nil {
+		w.now = time.Now
+	}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
+	}
+	return w, nil
+}
+
+// Key returns the public key of the witness.
+func (w *Witness) Key() *c2sp.Key { return w.signer.Key() }
+
+// A request is an add-checkpoint request whose whole grammar has been read. Its
+// checkpoint is still anybody's word.
+type request struct {
+	old   uint64
+	proof [][32]byte
+	cp    c2sp.Checkpoint
+	note  *c2sp.Note
+}
+
+func parseRequest(body []byte) (*request, error) {
+	a, err := c2sp.ParseAddCheckpoint(body)
+	if err != nil {
+		return nil, &MalformedError{err}
+	}
+	n, err := c2sp.ParseNote(a.Checkpoint)
+	if err != nil {
+		return nil, &MalformedError{err}
+	}
+	cp, err := c2sp.ParseCheckpoint(n.Text)
+	if err != nil {
+		return nil, &MalformedError{err}
+	}
+	return &request{old: a.Old, proof: a.Proof, cp: cp, note: n}, nil
+}
+
+// AddCheckpoint judges the body of an add-checkpoint request and, if every check
+// passes, returns the signature lines of its answer; by then the new checkpoint
+// is on the disk. Its errors are those of errors.go; any other is our own
+// failure and says nothing about the log. See TestEveryMust.
+func (w *Witness) AddCheckpoint(ctx context.Context, body []byte) ([]byte, error) {
+	req, err := parseRequest(body)
+	if err != nil {
+		return nil, err
+	}
+	// A client that hangs up must not leave it open what was written; a disk
+	// that hangs must not collect requests without end.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
+	defer cancel()
+	for range maxAttempts {
+		lines, err := w.attempt(ctx, req)
+		if errors.Is(err, errMoved) {
+			continue // another request won; judge this one by what is true now
+		}
+		return lines, err
+	}
+	return nil, fmt.Errorf("log %q: %d attempts were overtaken by other requests", req.cp.Origin, maxAttempts)
+}
+
+// attempt judges req against the state as it is, once.
+func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
+	known, err := w.store.Log(ctx, req.cp.Origin)
+	if err != nil {
+		return nil, err
+	}
+	logSigs, err := verifyLog(known, req.note)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(req, known.Head); err != nil {
+		return nil, w.suspect(ctx, req, known, logSigs, err)
+	}
+
+	at := w.now()
+	if err := w.checkClock(at, known.Head); err != nil {
+		return nil, err
+	}
+	// The signature is over a re-encoding of what was understood, never over
+	// the bytes received: should the two ever differ, it is good for nothing.
+	cosig, err := w.signer.Cosign(req.cp, at)
+	if err != nil {
+		return nil, fmt.Errorf("cosigning: %w", err)
+	}
+	note := c2sp.Note{Text: req.cp.Text(), Sigs: append(logSigs, cosig)}
+	head := Head{Size: req.cp.Size, Root: req.cp.Root, Time: time.Unix(at.Unix(), 0), Note: note.Bytes()}
+	if w.testBeforeAdvance != nil {
+		w.testBeforeAdvance()
+	}
+	if err := w.store.advance(ctx, req.cp.Origin, known.Head, head); err != nil {
+		return nil, err
+	}
+	return []byte(cosig.Line()), nil
+}
+
+// verifyLog returns the signatures of the log's trusted keys, one for each key,
+// in the order of the note. Lines by unknown keys are ignored; a line that
+// claims a trusted key and is wrong spoils the note.
+func verifyLog(l *Log, n *c2sp.Note) ([]c2sp.Signature, error) {
+	var good []c2sp.Signature
+	seen := make(map[*c2sp.Key]bool)
+	for _, s := range n.Sigs {
+		for _, k := range l.Keys {
+			if !k.Matches(s) {
+				continue
+			}
+			if _, err := k.VerifyNote(n.Text, s); err != nil {
+				return nil, &SignatureError{l.Origin, err}
+			}
+			if !seen[k] {
+				seen[k] = true
+				good = append(good, s)
+			}
+		}
+	}
+	if len(good) == 0 {
+		return nil, &SignatureError{l.Origin, nil}
+	}
+	return good, nil
+}
+
+// check compares a request, signed by the log, with the checkpoint cosigned
+// last (nil: none). The order is the specification's.
+func check(req *request, head *Head) error {
+	if req.old > req.cp.Size {
+		return &OldSizeError{req.old, req.cp.Size}
+	}
+	var have uint64
+	if head != nil {
+		have = head.Size
+	}
+	if req.old != have {
+		return &ConflictError{have}
+	}
+	if req.cp.Size == 0 && req.cp.Root != c2sp.EmptyRoot {
+		return &ProofError{"a tree of size 0 whose root is not the hash of the empty string"}
+	}
+	if req.old == 0 {
+		if len(req.proof) > 0 {
+			return &ProofError{"a consistency proof from size 0 must be empty"}
+		}
+		return nil // the empty tree is consistent with any tree
+	}
+	if req.old == req.cp.Size && req.cp.Root != head.Root {
+		return &ForkError{req.cp.Origin, req.cp.Size}
+	}
+	if err := c2sp.VerifyConsistency(req.old, req.cp.Size, req.proof, head.Root, req.cp.Root); err != nil {
+		return &ProofError{err.Error()}
+	}
+	return nil
+}
+
+// suspect looks at a request that the log did sign and check refused, and
+// returns the refusal. Two signed trees of one size are evidence whatever the
+// answer to this request is, and are kept before it is given. A proof that
+// fails is worth a line to the operator and nothing more: anyone can send a
+// good checkpoint with a bad proof.
+func (w *Witness) suspect(ctx context.Context, req *request, known *Log, logSigs []c2sp.Signature, refusal error) error {
+	head := known.Head
+	if head != nil && head.Size == req.cp.Size && head.Root != req.cp.Root {
+		theirs := c2sp.Note{Text: req.cp.Text(), Sigs: logSigs}
+		kept, err := w.store.keepFork(ctx, Fork{
+			Origin: known.Origin, Size: head.Size, Ours: head.Note, Theirs: theirs.Bytes(), Seen: w.now(),
+		})
+		if err != nil {
+			return err
+		}
+		w.log.Warn("FORK: the log has signed two different trees of one size; nothing was cosigned",
+			"origin", known.Origin, "size", head.Size, "cosigned_root", fmt.Sprintf("%x", head.Root),
+			"refused_root", fmt.Sprintf("%x", req.cp.Root), "evidence_kept", kept)
+		return refusal
+	}
+	var proof *ProofError
+	if errors.As(refusal, &proof) {
+		w.log.Warn("a signed checkpoint was not shown to be consistent with the one cosigned before; nothing was cosigned",
+			"origin", known.Origin, "old", req.old, "size", req.cp.Size, "reason", proof.Reason)
+	}
+	return refusal
+}
+
+// checkClock refuses a clock that would date a cosignature before the last one
+// of this log, or before this witness existed. Two cosignatures in the wrong
+// order would both be false: each says "the largest tree seen so far".
+func (w *Witness) checkClock(now time.Time, head *Head) error {
+	if head != nil && now.Unix() < head.Time.Unix() {
+		return &ClockError{now, head.Time, "the last cosignature for this log"}
+	}
+	if now.Unix() < w.since.Unix() {
+		return &ClockError{now, w.since, "the making of this witness"}
+	}
+	return nil
+}
