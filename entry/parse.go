@@ -13,22 +13,27 @@ import "fmt"
 //   - *FieldError for a field that breaks a rule;
 //   - one that matches ErrVersion for a well-formed leaf of another version.
 //
-// The entry shares no memory with leaf.
+// The entry shares no memory with leaf; its strings share one copy of it, so
+// clone (strings.Clone) what is kept much longer than the entry.
 func Parse(leaf []byte) (*Entry, error) {
 	if len(leaf) > MaxSize {
 		return nil, &SyntaxError{MaxSize, fmt.Sprintf("longer than %d bytes", MaxSize)}
 	}
 	p := parser{s: string(leaf)}
 	e, v, err := p.entry()
-	if err == nil && v == 1 {
-		if err = e.Validate(); err == nil {
-			return e, nil
+	if err != nil {
+		var other bool
+		if v, other = otherVersion(p.s); !other {
+			return nil, err
 		}
 	}
-	if v, ok := otherVersion(p.s); ok {
+	if v != 1 {
 		return nil, fmt.Errorf("%w: v is %d, not 1", ErrVersion, v)
 	}
-	return nil, err
+	if err := e.Validate(); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // A parser reads s at i. Its methods leave i behind what they read.
@@ -100,7 +105,7 @@ func (p *parser) publisher(pub *Publisher) error {
 			next++
 		}
 		if next == len(pubFields) || pubFields[next].name != key {
-			return p.fail(at, "unknown field publisher.%s", key)
+			return p.fail(at, "unknown field %s in publisher", quote(key))
 		}
 		var err error
 		*pubFields[next].str(pub), err = p.string(key)

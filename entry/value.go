@@ -72,14 +72,14 @@ func allowed(s string, c uint16) int {
 func quote(s string) string {
 	const most = 80
 	if len(s) > most {
-		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
+		return fmt.Sprintf("%+q… (%d bytes)", s[:most], len(s))
 	}
-	return fmt.Sprintf("%q", s)
+	return fmt.Sprintf("%+q", s)
 }
 
 // badByte words the refusal of s for its byte i.
 func badByte(s string, i int) string {
-	return fmt.Sprintf("%s: character %q is not allowed here", quote(s), s[i:i+1])
+	return fmt.Sprintf("%s: character %+q is not allowed here", quote(s), s[i:i+1])
 }
 
 func accept(*Entry, string) string { return "" }
