@@ -7,12 +7,15 @@ package witness
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -356,4 +359,29 @@ func (r *rig) must(a answer, status int) answer {
 		r.t.Fatalf("status %d, want %d: %s", a.status, status, a.body)
 	}
 	return a
+}
+
+// seededSKey is a log key made from a number, for tests that must agree on it.
+func seededSKey(name string, seed byte) string {
+	material := append([]byte{byte(c2sp.AlgEd25519)}, bytes.Repeat([]byte{seed}, ed25519.SeedSize)...)
+	pub := ed25519.NewKeyFromSeed(material[1:]).Public().(ed25519.PublicKey)
+	id := sha256.Sum256(slices.Concat([]byte(name+"\n"), material[:1], pub))
+	return fmt.Sprintf("PRIVATE+KEY+%s+%x+%s", name, id[:4], base64.StdEncoding.EncodeToString(material))
+}
+
+// send posts a request that must be answered with 200.
+func send(hc *http.Client, addr string, body []byte) error {
+	res, err := hc.Post("http://"+addr+"/add-checkpoint", "", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %d: %s", res.StatusCode, b)
+	}
+	return nil
 }

@@ -165,8 +165,15 @@ func OpenStore(path string) (_ *Store, err error) {
 	if id != applicationID {
 		return nil, fmt.Errorf("%w: %s is not the database of a witness: %s", ErrNoState, path, repair)
 	}
-	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM witness_key").Scan(&bound); err != nil || bound == 0 {
-		return nil, fmt.Errorf("%w: %s was never finished: remove the directory and run init again", ErrNoState, path)
+	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema WHERE name = 'witness_key'`).Scan(&bound)
+	if err == nil && bound > 0 {
+		err = s.read.QueryRowContext(ctx, "SELECT count(*) FROM witness_key").Scan(&bound)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %s cannot be read (%v): %s", ErrNoState, path, err, repair)
+	case bound == 0:
+		return nil, fmt.Errorf("%w: the making of %s was interrupted: remove key and database, which never signed, and run init again", ErrNoState, path)
 	}
 	if err := s.migrate(ctx); err != nil {
 		return nil, err
