@@ -39,8 +39,7 @@ func (p *Policy) Explain() []string {
 	say("A checkpoint counts when it is cosigned by %s.", p.quorumWords())
 
 	q := p.measure()[p.Quorum]
-	say("The quorum can be met by %s; it fails when %s cannot be reached.",
-		plural(q.satisfy, "witness key", "witness keys"), plural(q.block, "well-chosen witness key", "well-chosen witness keys"))
+	say("Whoever holds a log's key and %s can make anything verify.", plural(q.satisfy, "suitable witness key", "suitable witness keys"))
 	if q.block == 1 {
 		say("Warning: no witness may fail: there is one whose loss alone stops everything new from verifying.")
 	} else {

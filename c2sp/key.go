@@ -175,7 +175,7 @@ func (k *Key) VerifyNote(text string, s Signature) (time.Time, error) {
 // may make with an ML-DSA-44 key (c2sp.org/tlog-cosignature).
 func (k *Key) verify(text string, c *Checkpoint, s Signature, zeroTime bool) (time.Time, error) {
 	bad := func(why string) (time.Time, error) {
-		return time.Time{}, fmt.Errorf("%w: %s (key ID %08x): %s", ErrBadSignature, k.name, k.id, why)
+		return time.Time{}, fmt.Errorf("%w: %s (key ID %08x): %s", ErrBadSignature, quoteName(k.name), k.id, why)
 	}
 	if !k.Matches(s) {
 		return bad(fmt.Sprintf("the line is by %s (key ID %08x)", quote(s.Name), s.KeyID))

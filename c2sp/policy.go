@@ -87,7 +87,7 @@ type policyReader struct {
 	p       Policy
 	names   map[string]bool   // defined witnesses and groups
 	members map[string]bool   // names that are already members of a group
-	raw     map[string]string // type family and raw key -> who has it
+	raw     map[string]string // raw public key -> who has it
 	ids     map[keyID]bool
 }
 

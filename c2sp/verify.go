@@ -57,6 +57,29 @@ type Cosignature struct {
 // look fresh. With the earliest, an added line can at most make the checkpoint
 // look older, which leaving lines out does as well.
 func (p *Policy) Verify(note []byte) (*Verified, error) {
+	v, err := p.VerifyLog(note)
+	if err != nil || p.Quorum == QuorumNone {
+		return v, err
+	}
+	byTime := slices.Clone(v.Cosignatures)
+	slices.SortStableFunc(byTime, func(a, b Cosignature) int { return a.Time.Compare(b.Time) })
+	var ok bool
+	if v.QuorumTime, ok = p.quorumAt(byTime); !ok {
+		e := &QuorumError{Need: p.quorumWords()}
+		for _, c := range v.Cosignatures {
+			e.Have = append(e.Have, c.Witness)
+		}
+		return nil, e
+	}
+	slices.Reverse(byTime)
+	v.FreshTime, _ = p.quorumAt(byTime)
+	return v, nil
+}
+
+// VerifyLog is [Policy.Verify] without the quorum, and without its times: it
+// says what the log has signed, which is what counts when the log is accused.
+// It is not enough to trust a checkpoint.
+func (p *Policy) VerifyLog(note []byte) (*Verified, error) {
 	n, err := ParseNote(note)
 	if err != nil {
 		return nil, err
@@ -96,22 +119,6 @@ func (p *Policy) Verify(note []byte) (*Verified, error) {
 	if v.LogKey == nil {
 		return nil, fmt.Errorf("%w: %s", ErrNoLogSignature, quote(c.Origin))
 	}
-	if p.Quorum == QuorumNone {
-		return v, nil
-	}
-
-	byTime := slices.Clone(v.Cosignatures)
-	slices.SortStableFunc(byTime, func(a, b Cosignature) int { return a.Time.Compare(b.Time) })
-	var ok bool
-	if v.QuorumTime, ok = p.quorumAt(byTime); !ok {
-		e := &QuorumError{Need: p.quorumWords()}
-		for _, c := range v.Cosignatures {
-			e.Have = append(e.Have, c.Witness)
-		}
-		return nil, e
-	}
-	slices.Reverse(byTime)
-	v.FreshTime, _ = p.quorumAt(byTime)
 	return v, nil
 }
 
