@@ -11,8 +11,8 @@ import (
 // Marshal returns the one encoding of e: a line of canonical JSON without a
 // newline. It validates first; the error is a *FieldError.
 func (e *Entry) Marshal() ([]byte, error) {
-	have, err := e.validate()
-	if err != nil {
+	have := e.present()
+	if err := e.validate(have); err != nil {
 		return nil, err
 	}
 	b := e.append(make([]byte, 0, 1024), have)

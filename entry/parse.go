@@ -4,7 +4,10 @@
 
 package entry
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Parse reads a leaf. It accepts exactly what Marshal writes; the error is
 //
@@ -20,7 +23,7 @@ func Parse(leaf []byte) (*Entry, error) {
 		return nil, &SyntaxError{MaxSize, fmt.Sprintf("longer than %d bytes", MaxSize)}
 	}
 	p := parser{s: string(leaf)}
-	e, v, err := p.entry()
+	e, have, v, err := p.entry()
 	if err != nil {
 		var other bool
 		if v, other = otherVersion(p.s); !other {
@@ -30,7 +33,7 @@ func Parse(leaf []byte) (*Entry, error) {
 	if v != 1 {
 		return nil, fmt.Errorf("%w: v is %d, not 1", ErrVersion, v)
 	}
-	if err := e.Validate(); err != nil {
+	if err := e.validate(have); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -51,21 +54,23 @@ type room struct {
 	num int
 }
 
-// entry reads the whole line. v is 1 or another version; without v the error
-// is a *FieldError.
-func (p *parser) entry() (e *Entry, v uint64, err error) {
+// entry reads the whole line and says which fields it has. v is 1 or another
+// version; without v the error is a *FieldError.
+func (p *parser) entry() (e *Entry, have fieldSet, v uint64, err error) {
 	r := new(room)
-	next, hasV := 0, false
+	next := 0 // keys come in the order of fields
 	err = p.object(func(at int, key string) error {
-		for next < len(fields) && fields[next].name < key {
+		for next < len(fields) && fields[next].name != key {
 			next++
 		}
-		if next == len(fields) || fields[next].name != key {
+		if next == len(fields) {
 			return p.fail(at, "unknown field %s", quote(key))
 		}
 		f := &fields[next]
-		var err error
+		have |= 1 << next
+		err := p.colon()
 		switch {
+		case err != nil:
 		case f.str != nil:
 			*f.str(&r.e), err = p.string(key)
 		case f.num != nil:
@@ -79,20 +84,19 @@ func (p *parser) entry() (e *Entry, v uint64, err error) {
 			r.e.Publisher = &r.p
 			err = p.publisher(&r.p)
 		default:
-			hasV = true
 			v, err = p.uint(key)
 		}
 		return err
 	})
 	switch {
 	case err != nil:
-		return nil, 0, err
+		return nil, 0, 0, err
 	case p.i < len(p.s):
-		return nil, 0, p.fail(p.i, "%s after the end of the entry", p.found())
-	case !hasV:
-		return nil, 0, &FieldError{"v", "missing"}
+		return nil, 0, 0, p.fail(p.i, "%s after the end of the entry", p.found())
+	case have&versionField == 0:
+		return nil, 0, 0, &FieldError{"v", "missing"}
 	}
-	return &r.e, v, nil
+	return &r.e, have, v, nil
 }
 
 func (p *parser) publisher(pub *Publisher) error {
@@ -101,20 +105,23 @@ func (p *parser) publisher(pub *Publisher) error {
 	}
 	next := 0
 	return p.object(func(at int, key string) error {
-		for next < len(pubFields) && pubFields[next].name < key {
+		for next < len(pubFields) && pubFields[next].name != key {
 			next++
 		}
-		if next == len(pubFields) || pubFields[next].name != key {
+		if next == len(pubFields) {
 			return p.fail(at, "unknown field %s in publisher", quote(key))
 		}
-		var err error
-		*pubFields[next].str(pub), err = p.string(key)
+		err := p.colon()
+		if err == nil {
+			*pubFields[next].str(pub), err = p.string(key)
+		}
 		return err
 	})
 }
 
-// object reads an object of at least one member, keys sorted and unique, and
-// calls member, which reads the value, with each key and where it stands.
+// object reads an object of at least one member, keys sorted and unique. It
+// calls member with each key and where it stands; member reads on from the
+// colon to the end of the value.
 func (p *parser) object(member func(at int, key string) error) error {
 	if p.peek() != '{' {
 		return p.fail(p.i, "%s where an object starts with {", p.found())
@@ -140,10 +147,6 @@ func (p *parser) object(member func(at int, key string) error) error {
 			return p.fail(at, "key %s stands after %s: keys are sorted", quote(key), quote(last))
 		}
 		last = key
-		if p.peek() != ':' {
-			return p.fail(p.i, "%s where a colon follows the key", p.found())
-		}
-		p.i++
 		if err := member(at, key); err != nil {
 			return err
 		}
@@ -159,18 +162,25 @@ func (p *parser) object(member func(at int, key string) error) error {
 	}
 }
 
+// colon reads the colon after a key.
+func (p *parser) colon() error {
+	if p.peek() != ':' {
+		return p.fail(p.i, "%s where a colon follows the key", p.found())
+	}
+	p.i++
+	return nil
+}
+
 // list reads an array of strings, at least one.
 func (p *parser) list(key string) ([]string, error) {
 	if p.peek() != '[' {
 		return nil, p.wrong(key, "an array")
 	}
-	var l []string
+	rest := p.s[p.i:]
+	l := make([]string, 0, strings.Count(rest[:strings.IndexByte(rest, ']')+1], ",")+1)
 	err := p.array(func() error {
 		if p.peek() != '"' {
 			return p.wrong(key, "an array of strings")
-		}
-		if l == nil {
-			l = make([]string, 0, maxList)
 		}
 		s, err := p.text()
 		l = append(l, s)
@@ -301,7 +311,11 @@ const maxDepth = 8
 func otherVersion(s string) (v uint64, ok bool) {
 	p := parser{s: s}
 	hasV := false
-	err := p.object(func(at int, key string) (err error) {
+	err := p.object(func(_ int, key string) error {
+		err := p.colon()
+		if err != nil {
+			return err
+		}
 		if key == "v" {
 			hasV = true
 			v, err = p.uint(key)
@@ -318,7 +332,12 @@ func (p *parser) any(depth int) error {
 	case depth > maxDepth && (b == '{' || b == '['):
 		return p.fail(p.i, "nested deeper than %d", maxDepth)
 	case b == '{':
-		return p.object(func(int, string) error { return p.any(depth + 1) })
+		return p.object(func(int, string) error {
+			if err := p.colon(); err != nil {
+				return err
+			}
+			return p.any(depth + 1)
+		})
 	case b == '[':
 		return p.array(func() error { return p.any(depth + 1) })
 	case b == '"':

@@ -95,6 +95,9 @@ next:
 	return s
 }
 
+// versionField is the set of v alone.
+var versionField = setOf("v")
+
 // compiled is rules by kind, ready for Validate.
 var compiled = func() map[Kind]*compiledRule {
 	m := make(map[Kind]*compiledRule)

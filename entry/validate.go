@@ -3,57 +3,59 @@
 
 package entry
 
-import "fmt"
+import (
+	"fmt"
+	"math/bits"
+)
 
 // Validate checks e against FORMAT.md. The error is a *FieldError naming the
 // first field that breaks a rule: kind and claim, then forbidden and missing
 // fields in the order of the leaf, then values in that order, then conditions
 // between fields.
-func (e *Entry) Validate() error {
-	_, err := e.validate()
-	return err
-}
+func (e *Entry) Validate() error { return e.validate(e.present()) }
 
-// validate also returns the fields that e has.
-func (e *Entry) validate() (fieldSet, error) {
-	r := compiled[e.Kind]
-	switch {
-	case e.Kind == "":
-		return 0, &FieldError{"kind", "missing"}
-	case r == nil:
-		return 0, &FieldError{"kind", fmt.Sprintf("unknown kind %s", quote(string(e.Kind)))}
-	case e.Claim == "":
-		return 0, &FieldError{"claim", "missing"}
-	}
-	if !claimAllowed(r.claims, e.Claim) {
-		return 0, &FieldError{"claim", fmt.Sprintf("%s is not a claim for kind %s (allowed: %s)", quote(string(e.Claim)), e.Kind, r.claims)}
-	}
-
-	var have fieldSet
+// present returns the fields that e has.
+func (e *Entry) present() (have fieldSet) {
 	for i := range fields {
 		if fields[i].present(e) {
 			have |= 1 << i
 		}
 	}
+	return have
+}
+
+// validate is Validate, given the fields that e has.
+func (e *Entry) validate(have fieldSet) error {
+	r := compiled[e.Kind]
+	switch {
+	case e.Kind == "":
+		return &FieldError{"kind", "missing"}
+	case r == nil:
+		return &FieldError{"kind", fmt.Sprintf("unknown kind %s", quote(string(e.Kind)))}
+	case e.Claim == "":
+		return &FieldError{"claim", "missing"}
+	}
+	if !claimAllowed(r.claims, e.Claim) {
+		return &FieldError{"claim", fmt.Sprintf("%s is not a claim for kind %s (allowed: %s)", quote(string(e.Claim)), e.Kind, r.claims)}
+	}
+
 	if bad := have&^r.allowed | r.required&^have; bad != 0 {
 		for i := range fields {
 			if bad.has(i) && have.has(i) {
-				return 0, &FieldError{fields[i].name, fmt.Sprintf("forbidden for kind %s", e.Kind)}
+				return &FieldError{fields[i].name, fmt.Sprintf("forbidden for kind %s", e.Kind)}
 			}
 			if bad.has(i) {
-				return 0, &FieldError{fields[i].name, fmt.Sprintf("missing: required for kind %s", e.Kind)}
+				return &FieldError{fields[i].name, fmt.Sprintf("missing: required for kind %s", e.Kind)}
 			}
 		}
 	}
 
-	for i := range fields {
-		if have.has(i) {
-			if err := fields[i].value(e); err != nil {
-				return 0, err
-			}
+	for s := have; s != 0; s &= s - 1 {
+		if err := fields[bits.TrailingZeros64(uint64(s))].value(e); err != nil {
+			return err
 		}
 	}
-	return have, e.conditions()
+	return e.conditions()
 }
 
 func claimAllowed(allowed []Claim, c Claim) bool {
