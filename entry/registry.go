@@ -23,10 +23,16 @@ func CheckRegistry(s string) error {
 // default port and one trailing slash are dropped, the host is put in lower
 // case. User info, query, fragment and escapes have no place in a name and
 // are refused, and so is port 443 of http and port 80 of https. The error is a
-// *FieldError.
+// *FieldError; it does not repeat a URL that may hold a password or a token.
 func RegistryFromURL(u string) (string, error) {
 	refuse := func(why string) (string, error) {
 		return "", &FieldError{"registry", fmt.Sprintf("%s: %s", quote(u), why)}
+	}
+	switch {
+	case strings.Contains(u, "@"):
+		return "", &FieldError{"registry", "URL with a user name: a registry has none"}
+	case strings.ContainsAny(u, "?#"):
+		return "", &FieldError{"registry", "URL with a query or fragment: a registry has none"}
 	}
 	scheme, rest, ok := strings.Cut(u, "://")
 	defaultPort := map[string]string{"http": "80", "https": "443"}[asciiLower(scheme)]
@@ -34,12 +40,6 @@ func RegistryFromURL(u string) (string, error) {
 		return refuse("not an http or https URL")
 	}
 	authority, path, slash := strings.Cut(rest, "/")
-	switch {
-	case strings.ContainsAny(rest, "?#"):
-		return refuse("a registry has no query and no fragment")
-	case strings.Contains(authority, "@"):
-		return refuse("a registry has no user name")
-	}
 	host, port := splitPort(authority)
 	host = asciiLower(host)
 	if in, ok := strings.CutPrefix(host, "["); ok {
