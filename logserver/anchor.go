@@ -1,0 +1,178 @@
+package logserver
+
+// The anchor is the log's own memory of the last tree it signed. It lives on
+// another file system than the log, so that a log directory restored from a
+// backup, or lost, cannot make the log sign a second history.
+//
+// Who can change the anchor file can at most stop the log from signing, or let
+// it sign again what an older anchor allows: then the witnesses refuse.
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/portbook/portbook/c2sp"
+)
+
+// anchorState is what an anchor file says.
+type anchorState struct {
+	origin string
+	size   uint64   // of the last signed tree
+	root   [32]byte // of the last signed tree
+	fence  uint64   // raised by every server that opens the anchor
+}
+
+const anchorMagic = "portbook anchor v1"
+
+func (a anchorState) bytes() []byte {
+	body := fmt.Sprintf("%s\n%s\n%d\n%s\n%d\n", anchorMagic, a.origin, a.size, hex.EncodeToString(a.root[:]), a.fence)
+	sum := sha256.Sum256([]byte(body))
+	return []byte(body + hex.EncodeToString(sum[:]) + "\n")
+}
+
+func parseAnchor(b []byte) (anchorState, error) {
+	var a anchorState
+	lines := strings.Split(string(b), "\n")
+	if len(lines) != 7 || lines[0] != anchorMagic || lines[6] != "" {
+		return a, errors.New("not an anchor file")
+	}
+	root, err := hex.DecodeString(lines[3])
+	if err != nil || len(root) != len(a.root) {
+		return a, errors.New("root is not 32 bytes of hex")
+	}
+	a.origin, a.root = lines[1], [32]byte(root)
+	if a.size, err = strconv.ParseUint(lines[2], 10, 63); err != nil {
+		return a, errors.New("size is no number")
+	}
+	if a.fence, err = strconv.ParseUint(lines[4], 10, 64); err != nil {
+		return a, errors.New("fence is no number")
+	}
+	if string(a.bytes()) != string(b) {
+		return a, errors.New("checksum does not match: the file is damaged")
+	}
+	return a, nil
+}
+
+// anchor is an open anchor file. Its owner is the publisher's goroutine.
+type anchor struct {
+	path string
+	lock *fileLock
+	last anchorState
+}
+
+// createAnchor writes the anchor of a new log, of size 0. It refuses to replace one.
+func createAnchor(path, origin string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("anchor %s exists already: an anchor is never replaced; choose another path, or serve the log it belongs to", path)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("anchor: %w", err)
+	}
+	if err := writeDurably(path, anchorState{origin: origin, root: c2sp.EmptyRoot}.bytes(), 0o600); err != nil {
+		return fmt.Errorf("anchor: %w", err)
+	}
+	return nil
+}
+
+// openAnchor takes the anchor's lock and raises its fence, so that a server
+// that believes it still holds the anchor fails its next compare-and-swap.
+func openAnchor(path, origin string) (*anchor, error) {
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, fmt.Errorf("anchor %s: %w", path, err)
+	}
+	a := &anchor{path: path, lock: lock}
+	if a.last, err = readAnchor(path); err == nil && a.last.origin != origin {
+		err = fmt.Errorf("anchor %s belongs to log %q, not to %q", path, a.last.origin, origin)
+	}
+	if err == nil {
+		next := a.last
+		next.fence++
+		err = a.swap(a.last, next)
+	}
+	if err != nil {
+		lock.release()
+		return nil, err
+	}
+	return a, nil
+}
+
+func readAnchor(path string) (anchorState, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return anchorState{}, fmt.Errorf("anchor %s is missing: mount its file system, or restore it; a log without its anchor signs nothing", path)
+	}
+	if err != nil {
+		return anchorState{}, fmt.Errorf("anchor: %w", err)
+	}
+	s, err := parseAnchor(raw)
+	if err != nil {
+		return anchorState{}, fmt.Errorf("anchor %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// errAnchorMoved says that somebody else has written the anchor since we did.
+var errAnchorMoved = errors.New("the anchor was changed by somebody else: two servers on one log")
+
+// swap replaces what the file says by next, durably, only if it still says old.
+func (a *anchor) swap(old, next anchorState) error {
+	now, err := readAnchor(a.path)
+	if err != nil {
+		return err
+	}
+	if now != old {
+		return fmt.Errorf("%w: it says size %d fence %d, we wrote size %d fence %d", errAnchorMoved, now.size, now.fence, old.size, old.fence)
+	}
+	if next != old {
+		if err := writeDurably(a.path, next.bytes(), 0o600); err != nil {
+			return fmt.Errorf("anchor: %w", err)
+		}
+	}
+	a.last = next
+	return nil
+}
+
+func (a *anchor) close() { a.lock.release() }
+
+// writeDurably replaces the file at path in one step: after a crash it holds
+// the old bytes or the new ones, and once writeDurably has returned, the new ones.
+func writeDurably(path string, data []byte, mode fs.FileMode) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".new-"+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// sameFileSystem reports whether two existing paths are on one file system.
+func sameFileSystem(a, b string) (bool, error) {
+	var sa, sb syscall.Stat_t
+	if err := syscall.Stat(a, &sa); err != nil {
+		return false, fmt.Errorf("%s: %w", a, err)
+	}
+	if err := syscall.Stat(b, &sb); err != nil {
+		return false, fmt.Errorf("%s: %w", b, err)
+	}
+	return sa.Dev == sb.Dev, nil
+}

@@ -1,0 +1,520 @@
+package logserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
+	"golang.org/x/time/rate"
+)
+
+// Config says how a log is served.
+type Config struct {
+	Dir    string       // made by Init
+	Signer *c2sp.Signer // the log's Ed25519 key; its name is the origin
+	Policy *c2sp.Policy // the publish policy; its log lines, if any, must have the key
+	Logger *slog.Logger
+	Now    func() time.Time // of entries the log itself makes, and of tokens
+
+	// AnchorBeside allows the anchor on the log's own file system, where a
+	// restored backup brings both back together.
+	AnchorBeside bool
+
+	Interval    time.Duration // at least this between two checkpoints; 0 means 100 ms
+	Republish   time.Duration // an unchanged tree is cosigned anew after this; 0 means 10 min
+	RoundLimit  time.Duration // for one round of cosigning; 0 means 6 s
+	MaxInFlight int           // submissions at once; 0 means 16384
+	MaxWait     time.Duration // for one submission to be published; 0 means 30 s
+}
+
+func (c *Config) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&c.Interval, 100*time.Millisecond)
+	set(&c.Republish, 10*time.Minute)
+	set(&c.RoundLimit, 6*time.Second)
+	set(&c.MaxWait, 30*time.Second)
+	if c.MaxInFlight == 0 {
+		c.MaxInFlight = 16384
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Log is a log that is being served.
+type Log struct {
+	cfg    Config
+	dir    directory
+	lock   *fileLock
+	engine *engine // nil if the storage could not be opened
+	anchor *anchor // nil if it could not be opened
+	slots  *slots
+	board  *board
+	tiles  *tileCache
+	seq    *sequencer
+	pub    *publisher
+	lookup *lookup
+	Tokens *TokenFile
+
+	inFlight  atomic.Int64
+	conflicts *limits // of conflict entries
+	rates     *limits // of submissions, by credential
+
+	stop    context.CancelFunc
+	working sync.WaitGroup
+	stopSeq context.CancelFunc
+	seqDone chan struct{}
+
+	mu     sync.Mutex
+	status Status        // guarded by mu
+	guard  chan struct{} // closed when a guard fails
+}
+
+// Status says whether the log takes submissions.
+type Status struct {
+	Writable bool
+	Latched  bool  // a guard failed: it will not be writable again before a restart
+	Reason   error // why it is not writable
+}
+
+// Open opens the log in cfg.Dir and starts to serve it. It fails only if there
+// is no log, the key or policy is not its own, or another server has it. In any
+// other trouble the log is open for reading, and Status says why it takes no
+// submissions: storage absent or behind, anchor absent, witnesses not heard.
+func Open(ctx context.Context, cfg Config) (*Log, error) {
+	cfg.defaults()
+	id, err := ReadIdentity(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	key := cfg.Signer.Key()
+	if key.String() != id.VKey {
+		return nil, fmt.Errorf("key %s is not the key of this log, %s: a log signs with one key", key, id.VKey)
+	}
+	if err := ownPolicy(cfg.Policy, key); err != nil {
+		return nil, err
+	}
+	witnesses, err := newWitnesses(cfg.Policy)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(filepath.Join(cfg.Dir, lockFileName))
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{
+		cfg: cfg, dir: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
+		conflicts: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
+		status: Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
+	}
+	if err := l.open(ctx, id, witnesses); err != nil {
+		return nil, errors.Join(err, l.release())
+	}
+	return l, nil
+}
+
+var errStarting = errors.New("the server is starting")
+
+// ownPolicy makes key the policy's log, or checks that it is.
+func ownPolicy(p *c2sp.Policy, key *c2sp.Key) error {
+	if len(p.Logs) == 0 {
+		p.Logs = []c2sp.PolicyLog{{Key: key}}
+	}
+	for _, l := range p.Logs {
+		if l.Key.String() == key.String() {
+			return nil
+		}
+	}
+	return fmt.Errorf("policy: none of its log lines has this log's key %s", key)
+}
+
+func (l *Log) open(ctx context.Context, id Identity, witnesses []*witness) (err error) {
+	if l.Tokens, err = OpenTokens(filepath.Join(l.cfg.Dir, TokensFile), l.cfg.Now); err != nil {
+		return err
+	}
+	if err := l.loadPublished(); err != nil {
+		return err
+	}
+	if l.lookup, err = openLookup(filepath.Join(l.cfg.Dir, lookupFile), l.board, l.tree, l.cfg.Logger); err != nil {
+		return err
+	}
+	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
+	l.working.Go(func() { l.lookup.run(ctx) })
+	if err := l.openWriteSide(ctx, id, witnesses); err != nil {
+		l.latch(err)
+		close(l.seqDone)
+		return nil
+	}
+	var starting context.Context
+	starting, l.stopSeq = context.WithCancel(ctx)
+	l.working.Go(func() {
+		if err := l.begin(starting, ctx); err != nil && starting.Err() == nil {
+			l.latch(err)
+		}
+	})
+	return nil
+}
+
+// loadPublished reads the public checkpoint that the last server left.
+func (l *Log) loadPublished() error {
+	raw, err := os.ReadFile(filepath.Join(l.cfg.Dir, checkpointFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	note, err := c2sp.ParseNote(raw)
+	if err != nil {
+		return fmt.Errorf("public checkpoint: %w", err)
+	}
+	cp, err := c2sp.ParseCheckpoint(note.Text)
+	if err != nil {
+		return fmt.Errorf("public checkpoint: %w", err)
+	}
+	if cp.Origin != l.cfg.Signer.Key().Name() || !signedBy(l.cfg.Signer.Key(), note) {
+		return fmt.Errorf("public checkpoint: it is not signed by this log; it was changed by somebody else")
+	}
+	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw})
+	return nil
+}
+
+// openWriteSide opens what is needed to take submissions. Its errors leave the
+// log readable.
+func (l *Log) openWriteSide(ctx context.Context, id Identity, witnesses []*witness) (err error) {
+	if l.anchor, err = openAnchor(id.Anchor, id.Origin); err != nil {
+		return err
+	}
+	if same, err := sameFileSystem(l.cfg.Dir, id.Anchor); err != nil {
+		return err
+	} else if same && !l.cfg.AnchorBeside {
+		return fmt.Errorf("the anchor %s is on the log's own file system: a restored backup would bring both back and fork the log; move it, or allow it with --anchor-beside", id.Anchor)
+	}
+	if l.engine, err = openPOSIX(ctx, string(l.dir)); err != nil {
+		return err
+	}
+	if l.slots, err = openSlots(filepath.Join(l.cfg.Dir, slotsFile)); err != nil {
+		return err
+	}
+	l.pub = &publisher{
+		signer: l.cfg.Signer, policy: l.cfg.Policy, witnesses: witnesses, anchor: l.anchor,
+		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
+		path: filepath.Join(l.cfg.Dir, checkpointFile), board: l.board,
+		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
+		latch: l.latch, logger: l.cfg.Logger, wake: make(chan struct{}, 1),
+	}
+	l.seq = newSequencer()
+	l.seq.slots, l.seq.add, l.seq.size, l.seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
+	l.seq.grown = func(uint64) { l.pub.grown() }
+	l.seq.latch, l.seq.now, l.seq.logger = l.latch, l.cfg.Now, l.cfg.Logger
+	return nil
+}
+
+// begin checks the storage against the anchor and the witnesses, replays the
+// tail, and only then lets submissions in. The sequencer runs until ctx ends,
+// the publisher until publishing does.
+func (l *Log) begin(ctx, publishing context.Context) error {
+	started := false
+	defer func() {
+		if !started {
+			close(l.seqDone)
+		}
+	}()
+	size, err := l.engine.size(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
+	}
+	published, _ := l.board.get()
+	if least := max(l.anchor.last.size, published.Size); size < least {
+		return fmt.Errorf("%w: it has %d entries and has signed %d: it was restored from a backup; restore the newer state, or rebuild it from a mirror", ErrBehind, size, least)
+	}
+	last := time.Now()
+	err = l.slots.catchUp(ctx, l.freshTreeIn(ctx, int64(size)), func(done, of int64) {
+		if time.Since(last) > 2*time.Second {
+			last = time.Now()
+			l.cfg.Logger.Info("replaying the log into the uniqueness database", "done", done, "of", of)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.pub.hearWitnesses(ctx, func(err error) {
+		l.cfg.Logger.Warn("taking no submissions yet", "err", err)
+		l.setStatus(Status{Reason: err})
+	}); err != nil {
+		return err
+	}
+	started = true
+	l.working.Go(func() { l.pub.run(publishing) })
+	go func() {
+		defer close(l.seqDone)
+		l.seq.run(ctx)
+	}()
+	l.setStatus(Status{Writable: true})
+	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", size)
+	return nil
+}
+
+func (l *Log) setStatus(s Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.status.Latched {
+		l.status = s
+	}
+}
+
+// latch stops the write side for good; reads go on.
+func (l *Log) latch(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.status.Latched {
+		return
+	}
+	l.status = Status{Latched: true, Reason: err}
+	l.cfg.Logger.Error("the log takes no more submissions and signs nothing; an operator must look", "err", err)
+	close(l.guard)
+}
+
+// Guard is closed when the write side has been latched.
+func (l *Log) Guard() <-chan struct{} { return l.guard }
+
+// Status says whether the log takes submissions now.
+func (l *Log) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status
+}
+
+// Ready is nil if the log takes submissions and its last round of cosigning
+// published a checkpoint.
+func (l *Log) Ready() error {
+	s := l.Status()
+	if !s.Writable {
+		return fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
+	}
+	if err := l.pub.trouble(); err != nil {
+		return fmt.Errorf("the last checkpoint was not published: %w", err)
+	}
+	return nil
+}
+
+// Origin is the log's origin line.
+func (l *Log) Origin() string { return l.cfg.Signer.Key().Name() }
+
+// Published is the newest published checkpoint.
+func (l *Log) Published() Published {
+	p, _ := l.board.get()
+	return p
+}
+
+func (l *Log) tree(size int64) tree {
+	return tree{context.Background(), l.dir, size, l.tiles}
+}
+
+// freshTree reads storage anew, and each tile once.
+func (l *Log) freshTree(size int64) tree {
+	return l.freshTreeIn(context.Background(), size)
+}
+
+func (l *Log) freshTreeIn(ctx context.Context, size int64) tree {
+	return tree{ctx, l.dir, size, newTileCache()}
+}
+
+// Close takes no more submissions, settles and publishes what it can, and
+// releases the log. Everything acknowledged is already durable.
+func (l *Log) Close() error {
+	l.setStatus(Status{Reason: errClosing})
+	if l.stopSeq != nil {
+		l.stopSeq()
+		<-l.seqDone
+	}
+	return l.release()
+}
+
+func (l *Log) release() error {
+	if l.stop != nil {
+		l.stop()
+	}
+	l.working.Wait()
+	var err error
+	if l.engine != nil {
+		err = errors.Join(err, l.engine.close(context.Background()))
+	}
+	if l.slots != nil {
+		err = errors.Join(err, l.slots.close())
+	}
+	if l.lookup != nil {
+		err = errors.Join(err, l.lookup.close())
+	}
+	if l.anchor != nil {
+		l.anchor.close()
+	}
+	l.lock.release()
+	return err
+}
+
+// Ack is an acknowledgement: an index, and a proof against a published and
+// cosigned checkpoint.
+type Ack struct {
+	Index uint64
+	Proof *c2sp.Proof
+}
+
+// ticket is a submission that has been queued.
+type ticket struct {
+	sub *submission
+	log *Log
+}
+
+// queue admits e on behalf of a credential and hands it to the sequencer.
+// The caller must call the ticket's wait or abandon exactly once.
+func (l *Log) queue(ctx context.Context, by Token, e *entry.Entry) (*ticket, error) {
+	if s := l.Status(); !s.Writable {
+		return nil, fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
+	}
+	if err := by.bind(e); err != nil {
+		return nil, err
+	}
+	sub, err := newSubmission(e, func(project string) bool {
+		return l.conflicts.allow(by.ID+"\x00"+project, 0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !l.rates.allow(by.ID, by.Rate) {
+		return nil, fmt.Errorf("%w: this token may log %d entries a second", ErrOverloaded, by.Rate)
+	}
+	if l.inFlight.Add(1) > int64(l.cfg.MaxInFlight) {
+		l.inFlight.Add(-1)
+		return nil, ErrOverloaded
+	}
+	if err := l.seq.submit(ctx, sub); err != nil {
+		l.inFlight.Add(-1)
+		return nil, err
+	}
+	return &ticket{sub, l}, nil
+}
+
+// wait returns the acknowledgement once the entry is covered by a published
+// checkpoint.
+func (t *ticket) wait(ctx context.Context) (*Ack, error) {
+	defer t.log.inFlight.Add(-1)
+	select {
+	case <-t.sub.done:
+	case <-t.log.seqDone:
+		// The sequencer is gone; what it decided last is decided.
+		select {
+		case <-t.sub.done:
+		default:
+			return nil, fmt.Errorf("%w: %w", ErrReadOnly, errClosing)
+		}
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", ErrNotPublished, ctx.Err())
+	}
+	if t.sub.err != nil {
+		return nil, t.sub.err
+	}
+	p, err := t.log.board.wait(ctx, t.sub.index)
+	if err != nil {
+		why := t.log.pub.trouble()
+		if why == nil {
+			why = err
+		}
+		return nil, fmt.Errorf("%w: entry %d waits for a checkpoint: %w", ErrNotPublished, t.sub.index, why)
+	}
+	var leaf []byte
+	if t.sub.fresh {
+		leaf = t.sub.leaf
+	}
+	proof, err := t.log.prove(ctx, p, t.sub.index, leaf)
+	if err != nil {
+		return nil, err
+	}
+	return &Ack{Index: t.sub.index, Proof: proof}, nil
+}
+
+// Submit logs e on behalf of a credential and waits for its acknowledgement,
+// at most Config.MaxWait.
+func (l *Log) Submit(ctx context.Context, by Token, e *entry.Entry) (*Ack, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.MaxWait)
+	defer cancel()
+	t, err := l.queue(ctx, by, e)
+	if err != nil {
+		return nil, err
+	}
+	return t.wait(ctx)
+}
+
+// prove builds the proof of entry index against p, which must cover it, and
+// checks it before anyone gets it. leaf is read from the log if it is nil.
+func (l *Log) prove(ctx context.Context, p Published, index uint64, leaf []byte) (*c2sp.Proof, error) {
+	t := l.tree(int64(p.Size))
+	t.ctx = ctx
+	if leaf == nil {
+		leaves, err := t.leaves(int64(index), 1)
+		if err != nil {
+			return nil, err
+		}
+		leaf = leaves[0]
+	}
+	hashes, err := t.inclusion(int64(index))
+	if err != nil {
+		return nil, err
+	}
+	if err := c2sp.VerifyInclusion(index, p.Size, entry.LeafHash(leaf), hashes, p.Root); err != nil {
+		return nil, fmt.Errorf("%w: entry %d: %w", errUnreadable, index, err)
+	}
+	return &c2sp.Proof{Extra: leaf, Index: index, Hashes: hashes, Checkpoint: p.Note}, nil
+}
+
+// limits are rate limits by key, forgotten when there are too many keys.
+type limits struct {
+	mu    sync.Mutex
+	every rate.Limit
+	burst int
+	byKey map[string]*rate.Limiter // guarded by mu
+}
+
+const maxLimits = 100_000
+
+func newLimits(every rate.Limit, burst int) *limits {
+	return &limits{every: every, burst: burst, byKey: map[string]*rate.Limiter{}}
+}
+
+// allow takes one from key's allowance. perSecond, if not 0, is the key's own rate.
+func (l *limits) allow(key string, perSecond int) bool {
+	every, burst := l.every, l.burst
+	if perSecond > 0 {
+		every, burst = rate.Limit(perSecond), perSecond
+	}
+	if every == rate.Inf {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lim := l.byKey[key]
+	if lim == nil || lim.Limit() != every {
+		if len(l.byKey) >= maxLimits {
+			clear(l.byKey)
+		}
+		lim = rate.NewLimiter(every, burst)
+		l.byKey[key] = lim
+	}
+	return lim.Allow()
+}

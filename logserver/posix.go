@@ -1,0 +1,115 @@
+package logserver
+
+// The embedded storage engine: Tessera on a POSIX directory, one process.
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/storage/posix"
+	"golang.org/x/mod/sumdb/note"
+)
+
+// engine is an open storage engine.
+type engine struct {
+	add   tessera.AddFn
+	size  func(context.Context) (uint64, error) // integrated size
+	close func(context.Context) error
+}
+
+const (
+	engineBatch    = 1024
+	engineBatchAge = 5 * time.Millisecond
+	// Tessera publishes checkpoints of its own, under a key nobody knows; its
+	// garbage collection goes by them. Nothing of ours does.
+	enginePublish = 5 * time.Second
+)
+
+// openPOSIX opens the Tessera log in dir. It refuses to create one: Tessera
+// takes a missing state directory for a new log, and would fork.
+func openPOSIX(ctx context.Context, dir string) (*engine, error) {
+	if _, err := os.Stat(filepath.Join(dir, ".state", "treeState")); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %s has no state: mount its file system, or restore it whole", ErrBehind, dir)
+		}
+		return nil, fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	return newPOSIX(ctx, dir)
+}
+
+func newPOSIX(ctx context.Context, dir string) (*engine, error) {
+	driver, err := posix.New(ctx, posix.Config{Path: dir})
+	if err != nil {
+		return nil, err
+	}
+	return newEngine(ctx, driver)
+}
+
+// newEngine opens any Tessera driver as an appender with a throw-away signer
+// and no witnesses: publishing is ours.
+func newEngine(ctx context.Context, driver tessera.Driver) (*engine, error) {
+	skey, _, err := note.GenerateKey(rand.Reader, "engine.invalid")
+	if err != nil {
+		return nil, err
+	}
+	signer, err := note.NewSigner(skey)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	opts := tessera.NewAppendOptions().
+		WithCheckpointSigner(signer).
+		WithCheckpointInterval(enginePublish).
+		WithBatching(engineBatch, engineBatchAge)
+	appender, _, reader, err := tessera.NewAppender(ctx, driver, opts)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &engine{
+		add:  appender.Add,
+		size: reader.IntegratedSize,
+		// Tessera's own shutdown waits for its own checkpoint, which goes by file
+		// times; what we handed over we have waited for already.
+		close: func(context.Context) error { cancel(); return nil },
+	}, nil
+}
+
+// directory reads a log directory in the layout of c2sp.org/tlog-tiles.
+type directory string
+
+// ReadTile implements tileSource.
+func (d directory) ReadTile(_ context.Context, level, index uint64, p uint8) ([]byte, error) {
+	return d.read(c2sp.Tile{Level: int(level), Index: index, Width: width(p)})
+}
+
+// ReadEntryBundle implements tileSource.
+func (d directory) ReadEntryBundle(_ context.Context, index uint64, p uint8) ([]byte, error) {
+	return d.read(c2sp.Tile{Level: -1, Index: index, Width: width(p)})
+}
+
+func width(p uint8) int {
+	if p == 0 {
+		return tileWidth
+	}
+	return int(p)
+}
+
+// read returns the file of a tile or bundle, or the full one where the partial
+// one has been removed.
+func (d directory) read(t c2sp.Tile) ([]byte, error) {
+	raw, err := os.ReadFile(filepath.Join(string(d), filepath.FromSlash(t.Path())))
+	if errors.Is(err, fs.ErrNotExist) && t.Width < tileWidth {
+		t.Width = tileWidth
+		raw, err = os.ReadFile(filepath.Join(string(d), filepath.FromSlash(t.Path())))
+	}
+	return raw, err
+}

@@ -1,0 +1,446 @@
+package logserver
+
+// The one publisher, for every driver:
+//
+//	integrated size ─▶ guard: leaves, tiles and anchor agree ─▶ anchor moved,
+//	durably ─▶ sign ─▶ cosign by policy (fail closed) ─▶ public checkpoint ─▶
+//	everyone waiting at or below that size
+//
+// See FAULTS rules 1, 2 and 5: nothing is signed without the guard, a guard
+// that fails stops all writing for good, and times are the monotonic clock's.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
+)
+
+// Published is a checkpoint that the log has published.
+type Published struct {
+	Size uint64
+	Root [32]byte
+	Note []byte    // the signed note with its cosignatures
+	At   time.Time // when this server published it (monotonic); zero if another did
+}
+
+// board holds the newest published checkpoint and wakes those who wait for it.
+type board struct {
+	mu      sync.Mutex
+	latest  Published     // guarded by mu
+	changed chan struct{} // guarded by mu; closed when latest changes
+}
+
+func newBoard() *board { return &board{changed: make(chan struct{})} }
+
+func (b *board) get() (Published, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.latest, b.changed
+}
+
+func (b *board) set(p Published) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.latest = p
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// wait returns the first published checkpoint that covers index.
+func (b *board) wait(ctx context.Context, index uint64) (Published, error) {
+	for {
+		p, changed := b.get()
+		if index < p.Size {
+			return p, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return p, ctx.Err()
+		}
+	}
+}
+
+// publisher owns the anchor and the public checkpoint. Only its run goroutine
+// signs.
+type publisher struct {
+	signer     *c2sp.Signer
+	policy     *c2sp.Policy
+	witnesses  []*witness
+	anchor     *anchor
+	size       func(context.Context) (uint64, error) // integrated size
+	tree       func(size int64) tree                 // cached, for proofs
+	fresh      func(size int64) tree                 // read from storage anew, for the guard
+	path       string                                // of the public checkpoint
+	board      *board
+	interval   time.Duration // between two checkpoints while the log grows
+	republish  time.Duration // of an unchanged log, so that it stays fresh
+	roundLimit time.Duration // one round of cosigning
+	latch      func(error)
+	logger     *slog.Logger
+	wake       chan struct{} // capacity 1: the tree has grown
+
+	mu        sync.Mutex
+	lastRound error // guarded by mu; why the last round did not publish, nil if it did
+}
+
+// guardError is a failed guard: nothing is signed, and writing stops for good.
+type guardError struct{ err error }
+
+func (e *guardError) Error() string { return "guard: " + e.err.Error() }
+func (e *guardError) Unwrap() error { return e.err }
+
+// run publishes until ctx ends. On the way out it publishes what is integrated,
+// if the quorum answers within one round.
+func (p *publisher) run(ctx context.Context) {
+	backoff := time.Duration(0)
+	last := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			final, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.roundLimit)
+			defer cancel()
+			if err := p.round(final, false); err != nil && !errors.Is(err, errNothingNew) {
+				p.logger.Warn("the last entries are not published yet; the next start publishes them", "err", err)
+			}
+			return
+		case <-p.wake:
+			if wait := max(p.interval, backoff) - time.Since(last); wait > 0 {
+				if !sleep(ctx, wait) {
+					continue
+				}
+			}
+		case <-timer.C:
+		}
+		last = time.Now()
+		err := p.round(ctx, true)
+		var guard *guardError
+		switch {
+		case err == nil, errors.Is(err, errNothingNew):
+			backoff = 0
+		case errors.As(err, &guard):
+			p.note(err)
+			p.latch(err)
+			return
+		default:
+			if ctx.Err() == nil {
+				p.logger.Warn("checkpoint not published; trying again", "err", err)
+			}
+			backoff = min(max(2*backoff, 250*time.Millisecond), 5*time.Second)
+		}
+		if !errors.Is(err, errNothingNew) {
+			p.note(err)
+		}
+		if backoff > 0 {
+			timer.Reset(backoff)
+		} else {
+			timer.Reset(p.republish)
+		}
+	}
+}
+
+func (p *publisher) note(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lastRound = err
+}
+
+// trouble is why the last round published nothing; nil if it did.
+func (p *publisher) trouble() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lastRound
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// grown tells the publisher that there is something to publish.
+func (p *publisher) grown() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+var errNothingNew = errors.New("nothing new to publish")
+
+// round signs the integrated tree, gathers a quorum and publishes.
+func (p *publisher) round(ctx context.Context, refresh bool) error {
+	size, err := p.size(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
+	}
+	was, _ := p.board.get()
+	if size == was.Size && was.Note != nil && (!refresh || !was.At.IsZero() && time.Since(was.At) < p.republish) {
+		return errNothingNew
+	}
+	note, cp, err := p.sign(ctx, int64(size))
+	if err != nil {
+		return err
+	}
+	raw, err := p.gather(ctx, note, cp)
+	if err != nil {
+		return err
+	}
+	if err := writeDurably(p.path, raw, 0o644); err != nil {
+		return fmt.Errorf("%w: public checkpoint: %w", ErrStorage, withoutPath(err))
+	}
+	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now()})
+	return nil
+}
+
+// sign is the guarded signer: it signs the tree of the given size only if the
+// tiles and leaves that readers will get make it an extension of the last tree
+// that was signed, and only after the anchor says so.
+func (p *publisher) sign(ctx context.Context, size int64) (*c2sp.Note, c2sp.Checkpoint, error) {
+	fail := func(err error) (*c2sp.Note, c2sp.Checkpoint, error) {
+		return nil, c2sp.Checkpoint{}, &guardError{err}
+	}
+	last, err := readAnchor(p.anchor.path)
+	if err != nil {
+		return fail(err)
+	}
+	if last != p.anchor.last {
+		return fail(errAnchorMoved)
+	}
+	if size < int64(last.size) {
+		return fail(fmt.Errorf("%w: the log has %d entries, it has signed %d", ErrBehind, size, last.size))
+	}
+	t := p.fresh(size)
+	t.ctx = ctx
+	root, err := t.root()
+	if err != nil {
+		return p.guardRead(ctx, err)
+	}
+	proof, err := t.consistency(int64(last.size))
+	if err != nil {
+		return p.guardRead(ctx, err)
+	}
+	if err := c2sp.VerifyConsistency(last.size, uint64(size), proof, last.root, root); err != nil {
+		return fail(fmt.Errorf("%w: the tiles of size %d do not extend the signed tree of size %d: %w", ErrBehind, size, last.size, err))
+	}
+	if err := leavesMatchTiles(t, int64(last.size)); err != nil {
+		return p.guardRead(ctx, err)
+	}
+	next := last
+	next.size, next.root = uint64(size), root
+	if err := p.anchor.swap(last, next); err != nil {
+		if errors.Is(err, errAnchorMoved) {
+			return fail(err)
+		}
+		return nil, c2sp.Checkpoint{}, fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	cp := c2sp.Checkpoint{Origin: p.signer.Key().Name(), Size: uint64(size), Root: root}
+	sig, err := p.signer.Sign(cp.Text())
+	if err != nil {
+		return nil, c2sp.Checkpoint{}, fmt.Errorf("signing: %w", err)
+	}
+	return &c2sp.Note{Text: cp.Text(), Sigs: []c2sp.Signature{sig}}, cp, nil
+}
+
+// guardRead sorts a read that failed during the guard: storage that holds the
+// wrong thing is a failed guard, one that cannot be read right now is not.
+func (p *publisher) guardRead(ctx context.Context, err error) (*c2sp.Note, c2sp.Checkpoint, error) {
+	if ctx.Err() != nil {
+		return nil, c2sp.Checkpoint{}, ctx.Err()
+	}
+	if errors.Is(err, errUnreadable) {
+		return nil, c2sp.Checkpoint{}, &guardError{err}
+	}
+	return nil, c2sp.Checkpoint{}, fmt.Errorf("%w: %w", ErrStorage, err)
+}
+
+// leavesMatchTiles rehashes the entries [from, t.size) and compares them with
+// the level 0 tiles: we do not sign a leaf whose bytes we cannot show.
+func leavesMatchTiles(t tree, from int64) error {
+	return t.each(from, func(index int64, leaf []byte) error {
+		x, err := t.tile(0, index/tileWidth)
+		if err != nil {
+			return err
+		}
+		if at := index % tileWidth; x[0][at] != entry.LeafHash(leaf) {
+			return fmt.Errorf("%w: entry %d does not hash to its leaf in the tile", errUnreadable, index)
+		}
+		return nil
+	})
+}
+
+// gather sends the signed note to every witness that is not busy and returns
+// the note with cosignatures as soon as the policy is satisfied, giving those
+// still under way a short grace. Below the quorum there is no note.
+func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint) ([]byte, error) {
+	type answer struct {
+		w   *witness
+		sig c2sp.Signature
+		err error
+	}
+	asking, cancel := context.WithTimeout(ctx, p.roundLimit)
+	answers := make(chan answer, len(p.witnesses))
+	asked := 0
+	var sending sync.WaitGroup
+	t := p.tree(int64(cp.Size))
+	sent := &c2sp.Note{Text: note.Text, Sigs: note.Sigs[:1]} // the log's own signature
+	for _, w := range p.witnesses {
+		if !w.busy.TryLock() {
+			continue
+		}
+		asked++
+		sending.Go(func() {
+			defer w.busy.Unlock()
+			at := t
+			at.ctx = asking
+			sig, err := w.cosign(asking, sent, cp, at.consistency)
+			answers <- answer{w, sig, err}
+		})
+	}
+	go func() { sending.Wait(); cancel() }()
+
+	have := map[string]bool{}
+	var problems []error
+	start := time.Now()
+	limit := time.NewTimer(p.roundLimit)
+	defer limit.Stop()
+	var grace <-chan time.Time
+	for done := 0; done < asked; {
+		select {
+		case a := <-answers:
+			done++
+			if a.err != nil {
+				problems = append(problems, a.err)
+				var claim *claimError
+				if errors.As(a.err, &claim) {
+					if err := p.weigh(ctx, a.w); err != nil {
+						return nil, err
+					}
+				}
+				continue
+			}
+			have[a.w.name] = true
+			note.Sigs = append(note.Sigs, a.sig)
+		case <-grace:
+			done = asked
+		case <-limit.C:
+			done = asked
+			problems = append(problems, fmt.Errorf("no quorum within %v", p.roundLimit))
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if grace == nil && p.policy.Satisfied(have) {
+			grace = time.After(min(max(time.Since(start)/4, 2*time.Millisecond), 100*time.Millisecond))
+		}
+	}
+	raw := note.Bytes()
+	// The published bytes must satisfy the very check that every reader makes.
+	if _, err := p.policy.Verify(raw); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errors.Join(problems...))
+	}
+	return raw, nil
+}
+
+// weigh decides on a witness's unsigned claim to hold more than we showed it:
+// only a checkpoint with our own signature counts, and then writing stops.
+func (p *publisher) weigh(ctx context.Context, w *witness) error {
+	note, known, err := w.latest(ctx, p.signer.Key().Name())
+	if err != nil || !known {
+		return nil // a claim without proof costs the witness its vote, not the log its life
+	}
+	size, err := p.size(ctx)
+	if err != nil {
+		return nil
+	}
+	t := p.fresh(int64(size))
+	t.ctx = ctx
+	var ahead *aheadError
+	if errors.As(contains(t, p.signer.Key(), w.name, note), &ahead) {
+		return &guardError{ahead}
+	}
+	return nil
+}
+
+// hearWitnesses waits until so many witnesses have shown what they hold that
+// those unheard cannot form a quorum (n−k+1 of n), and checks all of it against
+// the integrated tree. say is told why it still waits.
+func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
+	if p.policy.Quorum == c2sp.QuorumNone {
+		return nil
+	}
+	probe, cp, err := p.probe(ctx)
+	if err != nil {
+		return err
+	}
+	unheard := map[string]bool{}
+	for _, w := range p.witnesses {
+		unheard[w.name] = true
+	}
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		size, err := p.size(ctx)
+		if err != nil {
+			return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
+		}
+		t := p.fresh(int64(size))
+		t.ctx = ctx
+		results := make([]error, len(p.witnesses))
+		var asking sync.WaitGroup
+		for i, w := range p.witnesses {
+			if unheard[w.name] {
+				asking.Go(func() { results[i] = w.hear(ctx, p.signer.Key(), t, probe, cp) })
+			}
+		}
+		asking.Wait()
+		var problems []error
+		var claims bool
+		for i, err := range results {
+			var ahead *aheadError
+			var claim *claimError
+			switch {
+			case errors.As(err, &ahead):
+				return &guardError{err}
+			case errors.As(err, &claim):
+				claims = true
+				problems = append(problems, err)
+			case err != nil:
+				problems = append(problems, err)
+			default:
+				delete(unheard, p.witnesses[i].name)
+			}
+		}
+		if !claims && !p.policy.Satisfied(unheard) {
+			return nil
+		}
+		say(fmt.Errorf("waiting for the witnesses at start: %w", errors.Join(problems...)))
+		if !sleep(ctx, pause) {
+			return ctx.Err()
+		}
+	}
+}
+
+// probe is a note that this log has signed before, or the anchor's tree signed
+// again: resending it tells what a witness holds and commits us to nothing new.
+func (p *publisher) probe(ctx context.Context) (*c2sp.Note, c2sp.Checkpoint, error) {
+	if was, _ := p.board.get(); was.Note != nil && was.Size <= p.anchor.last.size {
+		note, err := c2sp.ParseNote(was.Note)
+		if err != nil {
+			return nil, c2sp.Checkpoint{}, err
+		}
+		cp, err := c2sp.ParseCheckpoint(note.Text)
+		return note, cp, err
+	}
+	return p.sign(ctx, int64(p.anchor.last.size))
+}

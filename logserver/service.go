@@ -1,0 +1,372 @@
+package logserver
+
+// The gRPC service of proto/portbook/v1/log.proto, and its REST face.
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/portbook/portbook/entry"
+	pb "github.com/portbook/portbook/proto/portbook/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// service implements pb.LogServer.
+type service struct {
+	pb.UnimplementedLogServer
+	log *Log
+}
+
+const (
+	maxMessage   = 64 << 10 // of one request; an entry is at most 4 KiB
+	streamAhead  = 8192     // entries of one stream that wait for their acknowledgement
+	maxPage      = 1000
+	defaultPage  = 100
+	maxProofs    = 100
+	retryAfter   = 2 * time.Second
+	bearerPrefix = "Bearer "
+)
+
+// GRPC returns the log's gRPC server.
+func (l *Log) GRPC(opts ...grpc.ServerOption) *grpc.Server {
+	opts = append([]grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.MaxConcurrentStreams(1024),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.ConnectionTimeout(10 * time.Second),
+	}, opts...)
+	s := grpc.NewServer(opts...)
+	pb.RegisterLogServer(s, &service{log: l})
+	return s
+}
+
+// credential finds who calls.
+func (s *service) credential(ctx context.Context) (Token, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	values := md.Get("authorization")
+	if len(values) != 1 || !strings.HasPrefix(values[0], bearerPrefix) {
+		return Token{}, errNoCredential
+	}
+	return s.log.Tokens.authenticate(strings.TrimPrefix(values[0], bearerPrefix))
+}
+
+// Submit implements pb.LogServer.
+func (s *service) Submit(ctx context.Context, req *pb.SubmitRequest) (*pb.SubmitResponse, error) {
+	by, err := s.credential(ctx)
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	ack, err := s.log.Submit(ctx, by, fromProto(req.GetEntry()))
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	return &pb.SubmitResponse{Index: ack.Index, Proof: ack.Proof.Bytes()}, nil
+}
+
+// SubmitStream implements pb.LogServer. One goroutine reads and queues, this
+// one answers in order; at most streamAhead entries are between them.
+func (s *service) SubmitStream(stream grpc.BidiStreamingServer[pb.SubmitRequest, pb.SubmitStreamResponse]) error {
+	by, err := s.credential(stream.Context())
+	if err != nil {
+		return s.fail(err)
+	}
+	type waiting struct {
+		t   *ticket
+		err error
+	}
+	queue := make(chan waiting, streamAhead)
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	var readErr error
+	go func() {
+		defer close(queue)
+		for {
+			req, err := stream.Recv()
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					readErr = err
+				}
+				return
+			}
+			t, err := s.queueOne(ctx, by, fromProto(req.GetEntry()))
+			select {
+			case queue <- waiting{t, err}:
+			case <-ctx.Done():
+				if t != nil {
+					t.abandon()
+				}
+				return
+			}
+		}
+	}()
+	defer func() { // whatever is left when the caller has gone
+		cancel()
+		for w := range queue {
+			if w.t != nil {
+				w.t.abandon()
+			}
+		}
+	}()
+	for seq := uint64(0); ; seq++ {
+		w, ok := <-queue
+		if !ok {
+			return readErr
+		}
+		res := &pb.SubmitStreamResponse{Sequence: seq}
+		var ack *Ack
+		err := w.err
+		if err == nil {
+			one, done := context.WithTimeout(ctx, s.log.cfg.MaxWait)
+			ack, err = w.t.wait(one)
+			done()
+		}
+		if err != nil {
+			res.Outcome = &pb.SubmitStreamResponse_Error{Error: streamError(s.fail(err))}
+		} else {
+			res.Outcome = &pb.SubmitStreamResponse_Logged{Logged: &pb.SubmitResponse{Index: ack.Index, Proof: ack.Proof.Bytes()}}
+		}
+		if err := stream.Send(res); err != nil {
+			return err
+		}
+	}
+}
+
+// queueOne queues an entry of a stream, waiting while the server is full or the
+// credential's rate is used up: a stream is slowed down, not refused.
+func (s *service) queueOne(ctx context.Context, by Token, e *entry.Entry) (*ticket, error) {
+	for {
+		again := *e
+		t, err := s.log.queue(ctx, by, &again)
+		if !errors.Is(err, ErrOverloaded) {
+			return t, err
+		}
+		if !sleep(ctx, 20*time.Millisecond) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// abandon gives up waiting; the entry is logged all the same.
+func (t *ticket) abandon() { t.log.inFlight.Add(-1) }
+
+// GetProof implements pb.LogServer.
+func (s *service) GetProof(ctx context.Context, req *pb.GetProofRequest) (*pb.GetProofResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.log.cfg.MaxWait)
+	defer cancel()
+	p := s.log.Published()
+	var hits []found
+	var err error
+	var want string
+	switch by := req.By.(type) {
+	case *pb.GetProofRequest_Index:
+		want = fmt.Sprintf("entry %d", by.Index)
+		if by.Index < p.Size {
+			hits = []found{{index: by.Index}}
+		}
+	case *pb.GetProofRequest_LeafHash:
+		raw, herr := hex.DecodeString(by.LeafHash)
+		if herr != nil || len(raw) != 32 || hex.EncodeToString(raw) != by.LeafHash {
+			return nil, s.fail(&entry.FieldError{Field: "leaf_hash", Reason: "want 64 lower-case hex digits"})
+		}
+		want = "leaf hash " + by.LeafHash
+		hits, _, err = s.log.lookup.find(ctx, keyOf("leaf", string(raw)), 0, p.Size, 1, func(f *found) bool {
+			return entry.LeafHash(f.leaf) == [32]byte(raw)
+		})
+	case *pb.GetProofRequest_Sha256:
+		if raw, herr := hex.DecodeString(by.Sha256); herr != nil || len(raw) != 32 || hex.EncodeToString(raw) != by.Sha256 {
+			return nil, s.fail(&entry.FieldError{Field: "sha256", Reason: "want 64 lower-case hex digits"})
+		}
+		want = "file with sha256 " + by.Sha256
+		hits, _, err = s.log.lookup.find(ctx, keyOf("sha256", by.Sha256), 0, p.Size, maxProofs, func(f *found) bool {
+			return f.entry.SHA256 == by.Sha256 && f.entry.Kind == entry.KindUpload
+		})
+	default:
+		return nil, s.fail(&entry.FieldError{Field: "by", Reason: "name an index, a leaf_hash or a sha256"})
+	}
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	if len(hits) == 0 {
+		return nil, s.fail(&notFoundError{want + " is not in the published log"})
+	}
+	res := &pb.GetProofResponse{}
+	for _, h := range hits {
+		proof, err := s.log.prove(ctx, p, h.index, h.leaf)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		res.Proofs = append(res.Proofs, &pb.LoggedEntry{Index: h.index, Leaf: proof.Extra, Proof: proof.Bytes()})
+	}
+	return res, nil
+}
+
+// Lookup implements pb.LogServer.
+func (s *service) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.LookupResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.log.cfg.MaxWait)
+	defer cancel()
+	if err := checkLookup(req); err != nil {
+		return nil, s.fail(err)
+	}
+	n := int(req.PageSize)
+	if n == 0 {
+		n = defaultPage
+	}
+	var from uint64
+	if req.PageToken != "" {
+		var err error
+		if from, err = strconv.ParseUint(req.PageToken, 10, 63); err != nil {
+			return nil, s.fail(&entry.FieldError{Field: "page_token", Reason: "want the next_page_token of the page before"})
+		}
+	}
+	key := keyOf("project", req.Registry, req.Ecosystem, req.Project)
+	if req.File != "" {
+		key = keyOf("file", req.Registry, req.Ecosystem, req.Project, req.File)
+	}
+	hits, more, err := s.log.lookup.find(ctx, key, from, s.log.Published().Size, n, func(f *found) bool {
+		return f.entry.Registry == req.Registry && f.entry.Ecosystem == req.Ecosystem && f.entry.Project == req.Project &&
+			(req.File == "" || f.entry.File == req.File)
+	})
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	res := &pb.LookupResponse{}
+	for _, h := range hits {
+		res.Entries = append(res.Entries, &pb.LoggedEntry{Index: h.index, Leaf: h.leaf})
+	}
+	if more != 0 {
+		res.NextPageToken = strconv.FormatUint(more, 10)
+	}
+	return res, nil
+}
+
+func checkLookup(req *pb.LookupRequest) error {
+	if err := entry.CheckRegistry(req.Registry); err != nil {
+		return inField("registry", err)
+	}
+	if err := entry.CheckProject(req.Ecosystem, req.Project); err != nil {
+		return inField("project", err)
+	}
+	if req.File != "" {
+		if err := entry.CheckFile(req.Ecosystem, req.File); err != nil {
+			return inField("file", err)
+		}
+	}
+	if req.PageSize < 0 || req.PageSize > maxPage {
+		return &entry.FieldError{Field: "page_size", Reason: fmt.Sprintf("want 0 to %d", maxPage)}
+	}
+	return nil
+}
+
+func inField(field string, err error) error {
+	var f *entry.FieldError
+	if errors.As(err, &f) {
+		return f
+	}
+	return &entry.FieldError{Field: field, Reason: err.Error()}
+}
+
+// notFoundError says that the published log has no such entry.
+type notFoundError struct{ what string }
+
+func (e *notFoundError) Error() string { return e.what }
+
+// errorDomain is the ErrorInfo domain of the API's errors.
+const errorDomain = "portbook"
+
+// fail turns an error into the status that says what was wrong, with what, and
+// whether to try again. Refusals of an entry, of a caller, and trouble of ours
+// have different codes.
+func (s *service) fail(err error) error {
+	var (
+		field    *entry.FieldError
+		denied   *NotAllowedError
+		conflict *ConflictError
+		needs    *PreconditionError
+		missing  *notFoundError
+	)
+	info := func(code codes.Code, reason string, meta map[string]string, more ...protoadapt.MessageV1) error {
+		st := status.New(code, err.Error())
+		details := append([]protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: errorDomain, Reason: reason, Metadata: meta}}, more...)
+		if with, derr := st.WithDetails(details...); derr == nil {
+			st = with
+		}
+		return st.Err()
+	}
+	retry := &errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)}
+	switch {
+	case errors.As(err, &field):
+		return info(codes.InvalidArgument, "INVALID_ENTRY", map[string]string{"field": field.Field})
+	case errors.As(err, &denied):
+		return info(codes.PermissionDenied, "NOT_ALLOWED", map[string]string{"field": denied.Field})
+	case errors.As(err, &needs):
+		return info(codes.FailedPrecondition, "PRECONDITION", map[string]string{"field": needs.Field})
+	case errors.As(err, &conflict):
+		return info(codes.AlreadyExists, "DIGEST_CONFLICT", map[string]string{"first_index": strconv.FormatUint(conflict.FirstIndex, 10)})
+	case errors.As(err, &missing):
+		return info(codes.NotFound, "NOT_FOUND", nil)
+	case errors.Is(err, errNoCredential):
+		return info(codes.Unauthenticated, "UNAUTHENTICATED", nil)
+	case errors.Is(err, ErrOverloaded):
+		return info(codes.ResourceExhausted, "OVERLOADED", nil, retry)
+	case errors.Is(err, ErrNotPublished):
+		return info(codes.Unavailable, "NOT_PUBLISHED", nil, retry)
+	case errors.Is(err, ErrReadOnly):
+		return info(codes.Unavailable, "READ_ONLY", nil, retry)
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "the caller went away")
+	case errors.Is(err, context.DeadlineExceeded):
+		return info(codes.Unavailable, "NOT_PUBLISHED", nil, retry)
+	}
+	s.log.cfg.Logger.Error("request failed", "err", err)
+	err = ErrStorage // what failed is in the server's own log, not in the answer
+	return info(codes.Unavailable, "STORAGE", nil, retry)
+}
+
+func streamError(err error) *pb.StreamError {
+	st := status.Convert(err)
+	out := &pb.StreamError{Code: int32(st.Code()), Message: st.Message()}
+	for _, d := range st.Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok {
+			out.Reason, out.Field = i.Reason, i.Metadata["field"]
+			if n, err := strconv.ParseUint(i.Metadata["first_index"], 10, 64); err == nil {
+				out.FirstIndex = &n
+			}
+		}
+	}
+	return out
+}
+
+// fromProto is the entry that a request asks for, not yet checked.
+func fromProto(p *pb.Entry) *entry.Entry {
+	e := &entry.Entry{
+		Kind: entry.Kind(p.GetKind()), Claim: entry.Claim(p.GetClaim()),
+		Registry: p.GetRegistry(), Ecosystem: p.GetEcosystem(), Project: p.GetProject(), Version: p.GetVersion(), File: p.GetFile(),
+		SHA256: p.GetSha256(), SHA512: p.GetSha512(), Time: p.GetTime(), UploadTime: p.GetUploadTime(), MetadataSHA256: p.GetMetadataSha256(),
+		Auth: p.GetAuth(), Uploader: p.GetUploader(), AttestationSHA256: p.GetAttestationSha256(), SourcesSHA256: p.GetSourcesSha256(),
+		ID: p.GetId(), Reason: p.GetReason(), Tag: p.GetTag(), Subject: p.GetSubject(), Overwrite: p.GetOverwrite(),
+	}
+	if p != nil {
+		e.Size, e.Replaces, e.Index, e.Count = p.Size, p.Replaces, p.Index, p.Count
+	}
+	if b := p.GetPublisher(); b != nil {
+		e.Publisher = &entry.Publisher{
+			Kind: b.Kind, Issuer: b.Issuer, Subject: b.Subject, Repository: b.Repository,
+			RepositoryID: b.RepositoryId, OwnerID: b.OwnerId, Workflow: b.Workflow, Environment: b.Environment,
+		}
+	}
+	return e
+}

@@ -1,0 +1,292 @@
+package logserver
+
+// The log as a client of witnesses: c2sp.org/tlog-witness, add-checkpoint and
+// the read API. Every answer is bounded in size and time, no redirect is
+// followed, and nothing a witness says is believed without a signature, except
+// where believing it only makes us more careful.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+)
+
+// witness is one witness line of the publish policy.
+type witness struct {
+	name string
+	key  *c2sp.Key
+	url  string // submission and monitoring prefix, without trailing slash
+	http *http.Client
+	size atomic.Int64 // size of the latest checkpoint it cosigned, as far as we know
+	busy sync.Mutex   // held while a request to it is under way
+}
+
+// aheadError says that a witness holds a checkpoint that our own key signed and
+// that our tree does not contain.
+type aheadError struct {
+	witness string
+	why     string
+}
+
+func (e *aheadError) Error() string {
+	return fmt.Sprintf("witness %s holds a checkpoint signed by this log's key that this log does not have: %s", e.witness, e.why)
+}
+
+func (e *aheadError) Is(target error) bool { return target == ErrBehind }
+
+const (
+	witnessTimeout = 5 * time.Second
+	maxSizeBody    = 64 // of a 409 answer
+)
+
+func newWitnesses(p *c2sp.Policy) ([]*witness, error) {
+	client := &http.Client{
+		Timeout: witnessTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		},
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			MaxIdleConnsPerHost:    4,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: 64 << 10,
+			ForceAttemptHTTP2:      true,
+			TLSHandshakeTimeout:    witnessTimeout,
+		},
+	}
+	var ws []*witness
+	for _, w := range p.Witnesses {
+		if w.URL == "" {
+			return nil, fmt.Errorf("policy: witness %s has no URL: the log must be able to reach it", w.Name)
+		}
+		ws = append(ws, &witness{name: w.Name, key: w.Key, url: strings.TrimSuffix(w.URL, "/"), http: client})
+	}
+	return ws, nil
+}
+
+// cosign asks the witness to cosign the signed note, whose checkpoint is cp,
+// and returns its verified cosignature. consistency proves old → cp.Size.
+func (w *witness) cosign(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint, consistency func(old int64) ([][32]byte, error)) (c2sp.Signature, error) {
+	for attempt := 0; ; attempt++ {
+		old := w.size.Load()
+		if old > int64(cp.Size) {
+			old = 0 // we were lied to, or this is a probe: the answer names the size
+		}
+		proof, err := consistency(old)
+		if err != nil {
+			return c2sp.Signature{}, err
+		}
+		body := (&c2sp.AddCheckpoint{Old: uint64(old), Proof: proof, Checkpoint: note.Bytes()}).Bytes()
+		status, answer, err := w.post(ctx, body)
+		if err != nil {
+			return c2sp.Signature{}, err
+		}
+		switch status {
+		case http.StatusOK:
+			sig, err := w.pick(answer, note.Text)
+			if err == nil {
+				w.size.Store(int64(cp.Size))
+			}
+			return sig, err
+		case http.StatusConflict:
+			size, err := parseSize(answer)
+			if err != nil {
+				return c2sp.Signature{}, fmt.Errorf("witness %s: conflict without a size", w.name)
+			}
+			if size > int64(cp.Size) {
+				return c2sp.Signature{}, &claimError{w.name, size}
+			}
+			if attempt > 0 || size == old {
+				return c2sp.Signature{}, fmt.Errorf("witness %s: contradicts itself about the size it holds (%d)", w.name, size)
+			}
+			w.size.Store(size)
+		default:
+			return c2sp.Signature{}, fmt.Errorf("witness %s: answered %d %s", w.name, status, printable(answer))
+		}
+	}
+}
+
+// claimError says that a witness claims, unsigned, to hold a larger checkpoint
+// than it was shown.
+type claimError struct {
+	witness string
+	size    int64
+}
+
+func (e *claimError) Error() string {
+	return fmt.Sprintf("witness %s says it has cosigned size %d, more than it was shown", e.witness, e.size)
+}
+
+// pick finds the witness's own cosignature in its answer and verifies it; all
+// other lines are ignored.
+func (w *witness) pick(answer []byte, text string) (c2sp.Signature, error) {
+	sigs, err := c2sp.ParseSignatureLines(answer)
+	if err != nil {
+		return c2sp.Signature{}, fmt.Errorf("witness %s: %w", w.name, err)
+	}
+	for _, s := range sigs {
+		if !w.key.Matches(s) {
+			continue
+		}
+		if _, err := w.key.VerifyNote(text, s); err != nil {
+			return c2sp.Signature{}, fmt.Errorf("witness %s: its cosignature does not verify: %w", w.name, err)
+		}
+		return s, nil
+	}
+	return c2sp.Signature{}, fmt.Errorf("witness %s: answered without a cosignature of the key in the policy", w.name)
+}
+
+func (w *witness) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url+"/add-checkpoint", bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, fmt.Errorf("witness %s: %w", w.name, err)
+	}
+	req.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	return w.do(req)
+}
+
+func (w *witness) do(req *http.Request) (status int, answer []byte, err error) {
+	res, err := w.http.Do(req)
+	if err != nil {
+		return 0, nil, fmt.Errorf("witness %s: %w", w.name, err)
+	}
+	defer res.Body.Close()
+	limit := int64(c2sp.MaxNote)
+	if res.StatusCode != http.StatusOK {
+		limit = 4 << 10
+	}
+	answer, err = io.ReadAll(io.LimitReader(res.Body, limit+1))
+	if err != nil {
+		return 0, nil, fmt.Errorf("witness %s: %w", w.name, err)
+	}
+	if int64(len(answer)) > limit {
+		return 0, nil, fmt.Errorf("witness %s: answered more than %d bytes", w.name, limit)
+	}
+	return res.StatusCode, answer, nil
+}
+
+func parseSize(b []byte) (int64, error) {
+	if len(b) > maxSizeBody {
+		return 0, errors.New("too long")
+	}
+	s, ok := strings.CutSuffix(string(b), "\n")
+	n, err := strconv.ParseInt(s, 10, 64)
+	if !ok || err != nil || n < 0 || strconv.FormatInt(n, 10) != s {
+		return 0, errors.New("not a size line")
+	}
+	return n, nil
+}
+
+// latest fetches the checkpoint that the witness shows for origin. known is
+// false if the witness never cosigned one.
+func (w *witness) latest(ctx context.Context, origin string) (note *c2sp.Note, known bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.url+"/"+c2sp.OriginHash(origin)+"/checkpoint", nil)
+	if err != nil {
+		return nil, false, fmt.Errorf("witness %s: %w", w.name, err)
+	}
+	status, answer, err := w.do(req)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case status == http.StatusNotFound:
+		return nil, false, nil
+	case status != http.StatusOK:
+		return nil, false, fmt.Errorf("witness %s: read API answered %d %s", w.name, status, printable(answer))
+	}
+	note, err = c2sp.ParseNote(answer)
+	if err != nil {
+		return nil, false, fmt.Errorf("witness %s: read API: %w", w.name, err)
+	}
+	return note, true, nil
+}
+
+// hear compares what the witness shows with our tree t, which is the whole
+// integrated tree, and learns the size it holds. probe is a note we have signed
+// before, resent as a stale checkpoint because the read API may lag by an hour.
+//
+// An aheadError means our own signature is on a tree that is not a prefix of t.
+func (w *witness) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.Note, probeCP c2sp.Checkpoint) error {
+	note, known, err := w.latest(ctx, own.Name())
+	if err != nil {
+		return err
+	}
+	if known {
+		if err := contains(t, own, w.name, note); err != nil {
+			return err
+		}
+	}
+	w.size.Store(0)
+	_, err = w.cosign(ctx, probe, probeCP, func(old int64) ([][32]byte, error) {
+		at := t
+		at.size = int64(probeCP.Size)
+		return at.consistency(old)
+	})
+	var claim *claimError
+	if errors.As(err, &claim) {
+		if claim.size > t.size {
+			return fmt.Errorf("%w; the log has %d entries: it may have been restored from a backup", claim, t.size)
+		}
+		w.size.Store(claim.size)
+		return nil
+	}
+	return err
+}
+
+// contains checks that a note our own key signed is a prefix of t.
+func contains(t tree, own *c2sp.Key, witness string, note *c2sp.Note) error {
+	cp, err := c2sp.ParseCheckpoint(note.Text)
+	if err != nil {
+		return fmt.Errorf("witness %s: read API: %w", witness, err)
+	}
+	if cp.Origin != own.Name() {
+		return fmt.Errorf("witness %s: read API shows a checkpoint of %q", witness, cp.Origin)
+	}
+	if !signedBy(own, note) {
+		return fmt.Errorf("witness %s: read API shows a checkpoint that this log did not sign", witness)
+	}
+	if int64(cp.Size) > t.size {
+		return &aheadError{witness, fmt.Sprintf("it has size %d, the log has %d entries", cp.Size, t.size)}
+	}
+	at := t
+	at.size = int64(cp.Size)
+	root, err := at.root()
+	if err != nil {
+		return err
+	}
+	if root != cp.Root {
+		return &aheadError{witness, fmt.Sprintf("at size %d its root differs from ours", cp.Size)}
+	}
+	return nil
+}
+
+func signedBy(key *c2sp.Key, note *c2sp.Note) bool {
+	for _, s := range note.Sigs {
+		if key.Matches(s) {
+			_, err := key.VerifyNote(note.Text, s)
+			return err == nil
+		}
+	}
+	return false
+}
+
+// printable cuts what a witness said to something safe to print.
+func printable(b []byte) string {
+	if len(b) > 120 {
+		b = b[:120]
+	}
+	return strconv.QuoteToASCII(strings.TrimSpace(string(b)))
+}
