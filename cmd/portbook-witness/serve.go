@@ -1,0 +1,100 @@
+package main
+
+// serve: the HTTP side.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/witness"
+	"github.com/spf13/cobra"
+)
+
+// shutdownTimeout is how long requests in progress may take once the process
+// was asked to stop.
+const shutdownTimeout = 10 * time.Second
+
+func serveCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve --dir DIRECTORY",
+		Short: "Answer the logs, until SIGTERM",
+		Long: `serve answers logs over HTTP: POST /add-checkpoint and GET /<origin hash>/checkpoint
+(c2sp.org/tlog-witness), and GET /healthz for your own monitoring.
+
+Put a web server with TLS in front of it. It journals to standard error; a line
+with FORK means that a log has signed two histories: keep it, and tell people.
+
+It refuses to start without the database that init made with its key. It never
+makes a new one.`,
+		Args: cobra.NoArgs,
+	}
+	dir := dirFlag(cmd)
+	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
+	cli.Config(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		d, err := witness.OpenDir(*dir)
+		if err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
+		defer d.Close()
+		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		w, err := witness.New(witness.Config{Signer: d.Signer, Store: d.Store, Logger: journal})
+		if err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
+		logs, err := d.Store.Logs(cmd.Context())
+		if err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", *listen)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s witnesses %d logs on http://%s/\n", w.Key().Name(), len(logs), l.Addr())
+		return run(cmd.Context(), l, handler(w, d.Store), journal)
+	}
+	return cmd
+}
+
+// handler is the witness with /healthz beside it.
+func handler(w *witness.Witness, s *witness.Store) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", w.Handler())
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, r *http.Request) {
+		if err := s.Ping(r.Context()); err != nil {
+			http.Error(rw, "the database does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(rw, "ok")
+	})
+	return mux
+}
+
+// run serves until ctx ends, then lets the requests in progress finish.
+func run(ctx context.Context, l net.Listener, h http.Handler, journal *slog.Logger) error {
+	srv := witness.NewServer(h)
+	srv.ErrorLog = slog.NewLogLogger(journal.Handler(), slog.LevelDebug)
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	late, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := srv.Shutdown(late); err != nil {
+		srv.Close()
+		return fmt.Errorf("stopping: requests were still in progress after %v: %w", shutdownTimeout, err)
+	}
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
