@@ -40,6 +40,9 @@ func TestMarshalRefuses(t *testing.T) {
 		"an empty string in an array": {func(e *Entry) { e.SourcesSHA256 = []string{""} }, "sources_sha256"},
 		"an unknown ecosystem":        {func(e *Entry) { e.Ecosystem = "cargo" }, "ecosystem"},
 		"no kind":                     {func(e *Entry) { e.Kind = "" }, "kind"},
+		"a line end inside base64": {func(e *Entry) {
+			*e = Entry{Kind: KindSuccessor, Claim: ClaimLog, Time: e.Time, ID: someID, Origin: "o", URL: "https://h", VKeys: []string{"o+00000000+AA\nAA"}}
+		}, "vkeys"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := upload()
@@ -111,8 +114,8 @@ func TestParseCopies(t *testing.T) {
 // one zero byte; and a leaf longer than the stack buffer.
 func TestLeafHash(t *testing.T) {
 	for leaf, want := range map[string]string{
-		"":     "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
-		"\x00": "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+		"":                        "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+		"\x00":                    "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
 		strings.Repeat("a", 4000): fmt.Sprintf("%x", sha256.Sum256([]byte("\x00"+strings.Repeat("a", 4000)))),
 	} {
 		if h := LeafHash([]byte(leaf)); hex.EncodeToString(h[:]) != want {
@@ -197,4 +200,13 @@ func TestErrorsHoldNoPassword(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
+}
+
+func TestTableNamesOnlyFields(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("a table with an unknown field was accepted")
+		}
+	}()
+	setOf("kind colour")
 }
