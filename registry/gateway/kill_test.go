@@ -1,0 +1,205 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/client/submit"
+	"github.com/portbook/portbook/entry"
+	"github.com/portbook/portbook/registry/gateway"
+)
+
+// remoteLog is a fakeLog in another process.
+type remoteLog string
+
+func (l remoteLog) Ready(context.Context) error { return nil }
+
+func (l remoteLog) Submit(ctx context.Context, e *entry.Entry) (*submit.Ack, error) {
+	leaf, err := e.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.Post(string(l), "", bytes.NewReader(leaf))
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 {
+		return nil, errors.New(resp.Status)
+	}
+	var ack submit.Ack
+	return &ack, json.NewDecoder(resp.Body).Decode(&ack)
+}
+
+// childConfig is what a killed gateway is started with.
+type childConfig struct {
+	Index, Log, Dir, Policy string
+	KillAt                  string
+}
+
+// TestMain runs, when asked to by TestKilledAnywhere, a gateway that kills itself
+// with SIGKILL at a named point.
+func TestMain(m *testing.M) {
+	if c := os.Getenv("PORTBOOK_TEST_GATEWAY"); c != "" {
+		if err := child([]byte(c)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func child(config []byte) error {
+	var c childConfig
+	if err := json.Unmarshal(config, &c); err != nil {
+		return err
+	}
+	policy, err := c2sp.ParsePolicy([]byte(c.Policy))
+	if err != nil {
+		return err
+	}
+	index, err := url.Parse(c.Index)
+	if err != nil {
+		return err
+	}
+	g, err := gateway.New(context.Background(), gateway.Config{
+		Registry: registry, Index: index.JoinPath("simple/"), Upload: index.JoinPath("legacy/"),
+		Dir: c.Dir, Log: remoteLog(c.Log), Policy: policy,
+	})
+	if err != nil {
+		return err
+	}
+	g.CrashForTest(func(point string) {
+		if point == c.KillAt {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	})
+	srv := httptest.NewServer(g)
+	fmt.Println(srv.URL)
+	return g.Run(context.Background())
+}
+
+// TestKilledAnywhere kills a gateway with SIGKILL at each point of an upload's way.
+// Whatever the uploader heard: a file that the index has is logged exactly once,
+// is not on a page before it is proven, and is proven soon after the next start;
+// a file that the index does not have leaves no trace.
+func TestKilledAnywhere(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		point string
+		taken bool // by the index
+		user  string
+	}{
+		{"received", false, "alice"},
+		{"forwarding", false, "alice"},
+		{"refused", false, "nobody"},
+		{"index-accepted", true, "alice"},
+		{"accepted", true, "alice"},
+		{"submitted", true, "alice"},
+		{"logged", true, "alice"},
+		{"proven", true, "alice"},
+	} {
+		for _, htmlOnly := range []bool{false, true} {
+			if htmlOnly && c.point != "index-accepted" {
+				continue // the index is asked at this one point
+			}
+			t.Run(fmt.Sprintf("%s,htmlOnly=%v", c.point, htmlOnly), func(t *testing.T) {
+				t.Parallel()
+				s := newStage(t)
+				s.stop()
+				s.index.HTMLOnly(htmlOnly)
+				log := httptest.NewServer(s.log)
+				defer log.Close()
+				d := wheel("demo", "1.0")
+				if err := s.uploadToChild(log.URL, c.point, c.user, d); err == nil {
+					t.Error("the uploader got an answer")
+				}
+				if _, has := s.index.Has(d.file); has != c.taken {
+					t.Fatalf("the index has the file: %v", has)
+				}
+				before := len(s.log.entries(t))
+				if c.point != "proven" { // first with the log out, to see what the pages show
+					s.log.set(func() { s.log.down = true })
+					s.start()
+					s.checkWithheld(d)
+					s.stop()
+					s.log.set(func() { s.log.down = false })
+				}
+				s.start()
+				if c.taken {
+					s.eventually("listed", func() bool { return s.listed(d) })
+					e := s.checkProven(d).Entry
+					if confirmed := c.point != "index-accepted"; (e.Uploader != "") != confirmed {
+						t.Errorf("answer recorded: %v, uploader %q", confirmed, e.Uploader)
+					}
+					if n := len(s.log.entries(t)); n != 1 || before > 1 {
+						t.Errorf("%d entries", n)
+					}
+				}
+				// Either way the uploader can repeat the upload, and nothing is logged twice.
+				code, reason, _ := s.upload("alice", d)
+				if want := 200; code != want && !(htmlOnly && code == 409) {
+					t.Errorf("repeated upload: %s", reason)
+				}
+				s.checkProven(d)
+				s.eventually("nothing pending", func() bool { return len(s.pending()) == 0 })
+				if n := len(s.log.entries(t)); n != 1 {
+					t.Errorf("%d entries in the end", n)
+				}
+				checkSpoolEmpty(t, s)
+			})
+		}
+	}
+}
+
+// uploadToChild uploads d to a gateway process that dies at the point.
+func (s *stage) uploadToChild(logURL, point, user string, d dist) error {
+	s.t.Helper()
+	config, err := json.Marshal(childConfig{Index: s.indexURL, Log: logURL, Dir: s.cfg.Dir, Policy: string(s.log.policy.Bytes()), KillAt: point})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "PORTBOOK_TEST_GATEWAY="+string(config))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	var childURL string
+	if _, err := fmt.Fscanln(out, &childURL); err != nil {
+		s.t.Fatalf("the gateway process did not start: %v", err)
+	}
+	contentType, body := d.form(s.t)
+	req, _ := http.NewRequest("POST", childURL+"/legacy/", bytes.NewReader(body))
+	req.Header.Set("Content-Type", contentType)
+	req.SetBasicAuth(user, accounts[user])
+	hc := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, answered := hc.Do(req)
+	if answered == nil {
+		resp.Body.Close()
+	}
+	var died *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &died) || died.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		s.t.Fatalf("the gateway process did not die at %s: %v", point, err)
+	}
+	return answered
+}
