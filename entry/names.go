@@ -78,10 +78,7 @@ func refuseProject(ecosystem, s string) string {
 	case NPM:
 		name := s
 		if s[0] == '@' {
-			scope, rest, ok := strings.Cut(s[1:], "/")
-			if !ok || scope == "" {
-				return fmt.Sprintf("%s is not @scope/name", quote(s))
-			}
+			scope, rest, _ := strings.Cut(s[1:], "/")
 			if reason := refuseNPM(s, scope); reason != "" {
 				return reason
 			}
@@ -106,7 +103,7 @@ func refuseProject(ecosystem, s string) string {
 func refuseNPM(s, segment string) string {
 	switch i := allowed(segment, classNPM); {
 	case segment == "":
-		return fmt.Sprintf("%s has no name", quote(s))
+		return fmt.Sprintf("%s is neither name nor @scope/name", quote(s))
 	case i >= 0:
 		return badByte(segment, i)
 	case segment[0] == '.':
@@ -183,14 +180,7 @@ func separator(b byte) bool { return b == '-' || b == '_' || b == '.' }
 // normalPyPI is re.sub(r"[-_.]+", "-", name).lower() of PEP 503, for a valid
 // name.
 func normalPyPI(s string) string {
-	normal := true
-	for i := range len(s) {
-		if b := s[i]; 'A' <= b && b <= 'Z' || b == '_' || b == '.' || b == '-' && i > 0 && s[i-1] == '-' {
-			normal = false
-			break
-		}
-	}
-	if normal {
+	if allowed(s, classLDH) < 0 && !strings.Contains(s, "--") {
 		return s
 	}
 	out := make([]byte, 0, len(s))

@@ -70,10 +70,9 @@ func refuseRegistry(s string) string {
 		return fmt.Sprintf("%s: %s", quote(s), reason)
 	}
 	if port != "" {
-		p := port[1:]
-		n, err := strconv.ParseUint(p, 10, 16)
+		n, err := strconv.ParseUint(port[1:], 10, 16) // digits alone: no sign, no _
 		switch {
-		case err != nil || allowed(p, classDigit) >= 0 || n == 0 || p[0] == '0':
+		case err != nil || port[1] == '0':
 			return fmt.Sprintf("%s: port is not 1 to 65535 without leading zeros", quote(s))
 		case n == 80 || n == 443:
 			return fmt.Sprintf("%s: default ports 80 and 443 are not written", quote(s))
@@ -104,8 +103,8 @@ func splitPort(authority string) (host, port string) {
 // canonical IPv6 address (RFC 5952) in brackets.
 func refuseHost(h string) string {
 	if strings.HasPrefix(h, "[") {
-		a, err := netip.ParseAddr(strings.TrimSuffix(h[1:], "]"))
-		if err != nil || !a.Is6() || a.Is4In6() || a.Zone() != "" || "["+a.String()+"]" != h {
+		a, _ := netip.ParseAddr(strings.TrimSuffix(h[1:], "]")) // on error of neither family
+		if !a.Is6() || a.Is4In6() || a.Zone() != "" || "["+a.String()+"]" != h {
 			return "not a canonical IPv6 address without zone in brackets"
 		}
 		return ""
@@ -128,7 +127,7 @@ func refuseHost(h string) string {
 		if i == len(h) && '0' <= label[0] && label[0] <= '9' {
 			// A last label that starts with a digit is no top-level domain; some
 			// readers take it for a number of an address.
-			if a, err := netip.ParseAddr(h); err != nil || !a.Is4() {
+			if a, _ := netip.ParseAddr(h); !a.Is4() {
 				return "host: neither a name nor a dotted IPv4 address"
 			}
 		}
