@@ -18,6 +18,5 @@ var (
 	// before: it was restored from a backup, or damaged.
 	ErrBehind = errors.New("the log is behind what it has signed")
 
-	errClosing       = errors.New("the server is shutting down")
-	errConflictKnown = errors.New("this conflict is logged already")
+	errClosing = errors.New("the server is shutting down")
 )

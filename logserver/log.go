@@ -144,7 +144,7 @@ func ownPolicy(p *c2sp.Policy, key *c2sp.Key) error {
 	return fmt.Errorf("policy: none of its log lines has this log's key %s", key)
 }
 
-func (l *Log) open(ctx context.Context, id Identity, witnesses []*witness) (err error) {
+func (l *Log) open(ctx context.Context, id Identity, witnesses []*cosigner) (err error) {
 	if l.Tokens, err = OpenTokens(filepath.Join(l.cfg.Dir, TokensFile), l.cfg.Now); err != nil {
 		return err
 	}
@@ -197,7 +197,7 @@ func (l *Log) loadPublished() error {
 
 // openWriteSide opens what is needed to take submissions. Its errors leave the
 // log readable.
-func (l *Log) openWriteSide(ctx context.Context, id Identity, witnesses []*witness) (err error) {
+func (l *Log) openWriteSide(ctx context.Context, id Identity, witnesses []*cosigner) (err error) {
 	if l.anchor, err = openAnchor(id.Anchor, id.Origin); err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func (b *board) wait(ctx context.Context, index uint64) (Published, error) {
 type publisher struct {
 	signer     *c2sp.Signer
 	policy     *c2sp.Policy
-	witnesses  []*witness
+	witnesses  []*cosigner
 	anchor     *anchor
 	size       func(context.Context) (uint64, error) // integrated size
 	tree       func(size int64) tree                 // cached, for proofs
@@ -287,7 +287,7 @@ func leavesMatchTiles(t tree, from int64) error {
 // still under way a short grace. Below the quorum there is no note.
 func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint) ([]byte, error) {
 	type answer struct {
-		w   *witness
+		w   *cosigner
 		sig c2sp.Signature
 		err error
 	}
@@ -356,7 +356,7 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 
 // weigh decides on a witness's unsigned claim to hold more than we showed it:
 // only a checkpoint with our own signature counts, and then writing stops.
-func (p *publisher) weigh(ctx context.Context, w *witness) error {
+func (p *publisher) weigh(ctx context.Context, w *cosigner) error {
 	note, known, err := w.latest(ctx, p.signer.Key().Name())
 	if err != nil || !known {
 		return nil // a claim without proof costs the witness its vote, not the log its life

@@ -71,8 +71,8 @@ type sequencer struct {
 	add     tessera.AddFn
 	size    func(context.Context) (uint64, error) // integrated size
 	tree    func(size int64) tree
-	grown   func(size uint64)           // called when indexes below size are assigned
-	latch   func(error)                 // stops writing for good
+	grown   func(size uint64) // called when indexes below size are assigned
+	latch   func(error)       // stops writing for good
 	now     func() time.Time
 	logger  *slog.Logger
 	in      chan *submission
@@ -216,24 +216,6 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 			}
 			index, isNew, err := q.slots.admit(tx, s.entry, s.key, s.digest)
 			if isNew {
-				if s.entry.Kind == entry.KindConflict {
-					slot, _ := s.entry.Slot()
-					var again bool
-					d, derr := digestOf(s.entry)
-					if derr == nil {
-						again, derr = q.slots.conflictLogged(tx, slot, d)
-					}
-					if derr != nil {
-						return derr
-					}
-					if again {
-						if _, err := tx.Exec("DELETE FROM slots WHERE key = ? AND state = 0", s.key[:]); err != nil {
-							return err
-						}
-						outcomes = append(outcomes, outcome{s, 0, errConflictKnown})
-						continue
-					}
-				}
 				reserved[s.key] = s
 				fresh = append(fresh, s)
 				continue

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -51,7 +52,22 @@ func (l *Log) GRPC(opts ...grpc.ServerOption) *grpc.Server {
 	}, opts...)
 	s := grpc.NewServer(opts...)
 	pb.RegisterLogServer(s, &service{log: l})
+	healthpb.RegisterHealthServer(s, health{log: l})
 	return s
+}
+
+// health implements grpc.health.v1 Check: serving while the log takes entries.
+type health struct {
+	healthpb.UnimplementedHealthServer
+	log *Log
+}
+
+// Check implements healthpb.HealthServer.
+func (h health) Check(context.Context, *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if h.log.Ready() != nil {
+		return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_NOT_SERVING}, nil
+	}
+	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
 }
 
 // credential finds who calls.

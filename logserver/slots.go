@@ -144,13 +144,19 @@ func openSlots(path string) (*slots, error) {
 func (s *slots) close() error { return s.db.Close() }
 
 // slotKey is the key an entry is unique under, and what must be equal for a
-// second submission to be the same one: the digests of an upload; for what
-// carries an id, everything but the time.
+// second submission to be the same one: the digests of an upload or a conflict;
+// for what else carries an id, everything but the time.
 func slotKey(e *entry.Entry) (key [32]byte, digest []byte, err error) {
 	if e.Kind == entry.KindUpload {
 		slot, _ := e.Slot()
 		digest, err = digestOf(e)
 		return slot.Key(), digest, err
+	}
+	if e.Kind == entry.KindConflict { // one for each slot and refused digest
+		slot, _ := e.Slot()
+		digest, err = digestOf(e)
+		k := slot.Key()
+		return sha256.Sum256(append(append([]byte("conflict\x00"), k[:]...), digest...)), digest, err
 	}
 	key = sha256.Sum256([]byte("id\x00" + e.Registry + "\x00" + string(e.Claim) + "\x00" + e.ID))
 	timeless := *e
@@ -323,28 +329,8 @@ func (s *slots) apply(tx *sql.Tx, index int64, e *entry.Entry) error {
 		}
 	case entry.KindRegistryPolicy:
 		_, err = tx.Exec("INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET overwrite = excluded.overwrite", e.Registry, e.Ecosystem, e.Overwrite)
-	case entry.KindConflict:
-		slot, _ := e.Slot()
-		var d []byte
-		if d, err = digestOf(e); err == nil {
-			k := conflictKey(slot, d)
-			_, err = tx.Stmt(s.index).Exec(k[:], d, index)
-		}
 	}
 	return err
-}
-
-// conflictKey is where a conflict entry for a slot and a refused digest stands,
-// so that there is at most one.
-func conflictKey(slot entry.Slot, digest []byte) [32]byte {
-	k := slot.Key()
-	return sha256.Sum256(append(append([]byte("conflict\x00"), k[:]...), digest...))
-}
-
-// conflictLogged reports whether the log has the conflict entry already.
-func (s *slots) conflictLogged(tx *sql.Tx, slot entry.Slot, digest []byte) (bool, error) {
-	r, err := s.row(tx, conflictKey(slot, digest))
-	return r != nil, err
 }
 
 // catchUp makes the rows those of tree t: it replays the tail that is not yet

@@ -28,15 +28,15 @@ import (
 
 // Token is one credential, without its secret.
 type Token struct {
-	ID       string       `json:"id"`               // public name, 16 hex digits
-	Hash     string       `json:"hash"`             // hex SHA-256 of the secret
-	Registry string       `json:"registry"`         // the only registry it may name
-	Claim    entry.Claim  `json:"claim"`            // index or observed
-	Kinds    []entry.Kind `json:"kinds"`            // what it may log
-	Rate     int          `json:"rate,omitempty"`   // entries a second; 0: no limit of its own
-	Created  string       `json:"created"`          // entry.TimeFormat
-	Note     string       `json:"note,omitempty"`   // for people
-	Ends     string       `json:"ends,omitempty"`   // entry.TimeFormat; absent: until revoked
+	ID       string       `json:"id"`                // public name, 16 hex digits
+	Hash     string       `json:"hash"`              // hex SHA-256 of the secret
+	Registry string       `json:"registry"`          // the only registry it may name
+	Claim    entry.Claim  `json:"claim"`             // index or observed
+	Kinds    []entry.Kind `json:"kinds"`             // what it may log
+	Rate     int          `json:"rate,omitempty"`    // entries a second; 0: no limit of its own
+	Created  string       `json:"created"`           // entry.TimeFormat
+	Note     string       `json:"note,omitempty"`    // for people
+	Ends     string       `json:"ends,omitempty"`    // entry.TimeFormat; absent: until revoked
 	Revoked  string       `json:"revoked,omitempty"` // entry.TimeFormat
 }
 

@@ -21,8 +21,8 @@ import (
 	"github.com/portbook/portbook/c2sp"
 )
 
-// witness is one witness line of the publish policy.
-type witness struct {
+// cosigner is one witness line of the publish policy.
+type cosigner struct {
 	name string
 	key  *c2sp.Key
 	url  string // submission and monitoring prefix, without trailing slash
@@ -49,7 +49,7 @@ const (
 	maxSizeBody    = 64 // of a 409 answer
 )
 
-func newWitnesses(p *c2sp.Policy) ([]*witness, error) {
+func newWitnesses(p *c2sp.Policy) ([]*cosigner, error) {
 	client := &http.Client{
 		Timeout: witnessTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
@@ -64,19 +64,19 @@ func newWitnesses(p *c2sp.Policy) ([]*witness, error) {
 			TLSHandshakeTimeout:    witnessTimeout,
 		},
 	}
-	var ws []*witness
+	var ws []*cosigner
 	for _, w := range p.Witnesses {
 		if w.URL == "" {
 			return nil, fmt.Errorf("policy: witness %s has no URL: the log must be able to reach it", w.Name)
 		}
-		ws = append(ws, &witness{name: w.Name, key: w.Key, url: strings.TrimSuffix(w.URL, "/"), http: client})
+		ws = append(ws, &cosigner{name: w.Name, key: w.Key, url: strings.TrimSuffix(w.URL, "/"), http: client})
 	}
 	return ws, nil
 }
 
 // cosign asks the witness to cosign the signed note, whose checkpoint is cp,
 // and returns its verified cosignature. consistency proves old → cp.Size.
-func (w *witness) cosign(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint, consistency func(old int64) ([][32]byte, error)) (c2sp.Signature, error) {
+func (w *cosigner) cosign(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint, consistency func(old int64) ([][32]byte, error)) (c2sp.Signature, error) {
 	for attempt := 0; ; attempt++ {
 		old := w.size.Load()
 		if old > int64(cp.Size) {
@@ -129,7 +129,7 @@ func (e *claimError) Error() string {
 
 // pick finds the witness's own cosignature in its answer and verifies it; all
 // other lines are ignored.
-func (w *witness) pick(answer []byte, text string) (c2sp.Signature, error) {
+func (w *cosigner) pick(answer []byte, text string) (c2sp.Signature, error) {
 	sigs, err := c2sp.ParseSignatureLines(answer)
 	if err != nil {
 		return c2sp.Signature{}, fmt.Errorf("witness %s: %w", w.name, err)
@@ -146,7 +146,7 @@ func (w *witness) pick(answer []byte, text string) (c2sp.Signature, error) {
 	return c2sp.Signature{}, fmt.Errorf("witness %s: answered without a cosignature of the key in the policy", w.name)
 }
 
-func (w *witness) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {
+func (w *cosigner) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url+"/add-checkpoint", bytes.NewReader(body))
@@ -157,7 +157,7 @@ func (w *witness) post(ctx context.Context, body []byte) (status int, answer []b
 	return w.do(req)
 }
 
-func (w *witness) do(req *http.Request) (status int, answer []byte, err error) {
+func (w *cosigner) do(req *http.Request) (status int, answer []byte, err error) {
 	res, err := w.http.Do(req)
 	if err != nil {
 		return 0, nil, fmt.Errorf("witness %s: %w", w.name, err)
@@ -191,7 +191,7 @@ func parseSize(b []byte) (int64, error) {
 
 // latest fetches the checkpoint that the witness shows for origin. known is
 // false if the witness never cosigned one.
-func (w *witness) latest(ctx context.Context, origin string) (note *c2sp.Note, known bool, err error) {
+func (w *cosigner) latest(ctx context.Context, origin string) (note *c2sp.Note, known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.url+"/"+c2sp.OriginHash(origin)+"/checkpoint", nil)
@@ -219,7 +219,7 @@ func (w *witness) latest(ctx context.Context, origin string) (note *c2sp.Note, k
 // before, resent as a stale checkpoint because the read API may lag by an hour.
 //
 // An aheadError means our own signature is on a tree that is not a prefix of t.
-func (w *witness) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.Note, probeCP c2sp.Checkpoint) error {
+func (w *cosigner) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.Note, probeCP c2sp.Checkpoint) error {
 	note, known, err := w.latest(ctx, own.Name())
 	if err != nil {
 		return err

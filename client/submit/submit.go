@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -120,6 +121,19 @@ func (c *Client) Submit(ctx context.Context, e *entry.Entry) (*Ack, error) {
 		return nil, fromStatus(err)
 	}
 	return &Ack{Index: res.Index, Proof: res.Proof}, nil
+}
+
+// Ready tells whether the log takes entries now (grpc.health.v1): nil, or
+// *Unavailable.
+func (c *Client) Ready(ctx context.Context) error {
+	res, err := healthpb.NewHealthClient(c.conn).Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return fromStatus(err)
+	}
+	if res.Status != healthpb.HealthCheckResponse_SERVING {
+		return &Unavailable{Reason: "it is up, but takes no entries now"}
+	}
+	return nil
 }
 
 // Result is the answer to one entry of a stream.

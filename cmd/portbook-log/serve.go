@@ -1,0 +1,166 @@
+package main
+
+// serve: flags, open, wire, run, shut.
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/logserver"
+	"github.com/spf13/cobra"
+)
+
+func serveCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve --dir DIRECTORY --policy FILE",
+		Short: "Serve a log: submissions over gRPC and REST, tiles over HTTP",
+		Long: `serve takes submissions and publishes checkpoints that the policy's quorum of
+witnesses has cosigned. Below the quorum nothing is published: submissions wait,
+then fail as unavailable, and the same submission later gets the same index.
+
+If the log's storage is behind what its anchor or any witness shows, serve
+signs nothing and goes on serving reads; /readyz says why.`,
+		Args: cobra.NoArgs,
+	}
+	dir := dirFlag(cmd)
+	f := cmd.Flags()
+	policy := f.String("policy", "", "publish policy `FILE` (c2sp.org/tlog-policy): the witnesses, their URLs and the quorum")
+	key := f.String("key", "", "key `FILE`; default: log.key in the directory")
+	httpAddr := f.String("http", "127.0.0.1:8080", "`ADDRESS` for tiles, checkpoint, REST and health")
+	grpcAddr := f.String("grpc", "127.0.0.1:8081", "`ADDRESS` for gRPC submissions")
+	cert := f.String("tls-cert", "", "certificate `FILE`, for both addresses")
+	certKey := f.String("tls-key", "", "`FILE` of the certificate's private key")
+	plaintext := f.Bool("plaintext", false, "allow addresses other than loopback without TLS: only behind a proxy that adds it, since tokens pass")
+	beside := f.Bool("anchor-beside", false, "allow the anchor on the log's own file system: then a restored backup can make the log sign a second history, which only the witnesses would refuse")
+	interval := f.Duration("publish-interval", 100*time.Millisecond, "least time between two checkpoints")
+	republish := f.Duration("republish", 10*time.Minute, "have an unchanged tree cosigned anew after this time, so that its freshness can be judged")
+	maxWait := f.Duration("max-wait", 30*time.Second, "longest that one submission waits for its quorum")
+	maxInFlight := f.Int("max-in-flight", 16384, "most submissions at once; more are refused with a hint to retry")
+	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
+	cli.Require(cmd, "policy")
+	cli.Config(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		if *key == "" {
+			*key = filepath.Join(*dir, logserver.KeyFile)
+		}
+		signer, err := readKey(*key)
+		if err != nil {
+			return cli.Usage(err)
+		}
+		raw, err := os.ReadFile(*policy)
+		if err != nil {
+			return cli.Usagef("policy: %w", err)
+		}
+		p, err := c2sp.ParsePolicy(raw)
+		if err != nil {
+			return cli.Usagef("policy %s: %w", *policy, err)
+		}
+		for _, line := range p.Explain() {
+			logger.Info("publish policy: " + line)
+		}
+		tlsConfig, err := tlsFiles(*cert, *certKey)
+		if err != nil {
+			return cli.Usage(err)
+		}
+		if tlsConfig == nil && !*plaintext {
+			for _, a := range []string{*httpAddr, *grpcAddr} {
+				if !isLoopback(a) {
+					return cli.Usagef("%s is not a loopback address: give --tls-cert and --tls-key, or --plaintext behind a proxy that adds TLS", a)
+				}
+			}
+		}
+		httpLis, err := net.Listen("tcp", *httpAddr)
+		if err != nil {
+			return err
+		}
+		grpcLis, err := net.Listen("tcp", *grpcAddr)
+		if err != nil {
+			return errors.Join(err, httpLis.Close())
+		}
+		log, err := logserver.Open(cmd.Context(), logserver.Config{
+			Dir: *dir, Signer: signer, Policy: p, Logger: logger, AnchorBeside: *beside,
+			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight,
+		})
+		if err != nil {
+			return cli.Exit(cli.Refused, errors.Join(err, httpLis.Close(), grpcLis.Close()))
+		}
+		logger.Info("serving", "origin", log.Origin(), "http", httpLis.Addr(), "grpc", grpcLis.Addr())
+		ctx, stop := context.WithCancelCause(cmd.Context())
+		defer stop(nil)
+		if *exitOnGuard {
+			go func() {
+				select {
+				case <-log.Guard():
+					stop(log.Status().Reason)
+				case <-ctx.Done():
+				}
+			}()
+		}
+		err = log.Serve(ctx, grpcLis, httpLis, tlsConfig)
+		if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
+			err = fmt.Errorf("stopped by --exit-on-guard: %w", cause)
+		}
+		return err
+	}
+	return cmd
+}
+
+// readKey reads a signing key that only its owner can read.
+func readKey(path string) (*c2sp.Signer, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("key %s is not a plain file: links are not followed", path)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("key %s can be read by others (mode %o): chmod 600 it, and replace it if somebody may have", path, info.Mode().Perm())
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	signer, err := c2sp.ParseSKey(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %w", path, err)
+	}
+	if signer.Key().Alg() != c2sp.AlgEd25519 {
+		return nil, fmt.Errorf("key %s is of type %s: a log signs with Ed25519 (0x01)", path, signer.Key().Alg())
+	}
+	return signer, nil
+}
+
+func tlsFiles(cert, key string) (*tls.Config, error) {
+	if cert == "" && key == "" {
+		return nil, nil
+	}
+	if cert == "" || key == "" {
+		return nil, errors.New("--tls-cert and --tls-key go together")
+	}
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
+}
+
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
