@@ -1,0 +1,88 @@
+package proxy
+
+// Freshness and the log's good conduct, judged on the newest checkpoint in the
+// client's state, never on a file's proof. Old news is a warning; a log that
+// went back or shows two histories is refused altogether.
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/portbook/portbook/client"
+)
+
+const refreshEvery = 10 * time.Minute
+
+type freshness struct {
+	mu   sync.Mutex
+	bad  *client.Refusal // the log misbehaved
+	warn []string        // about each log of the policy
+}
+
+// Refresh fetches the log's newest checkpoint into the state, and judges it.
+// It does nothing unless a log and a state are configured.
+func (p *Proxy) Refresh(ctx context.Context) {
+	if p.reader == nil || p.cfg.State == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*logTimeout)
+	defer cancel()
+	err := p.cfg.State.Latest(ctx, p.cfg.Policy, p.reader)
+	if ctx.Err() == context.Canceled {
+		return
+	}
+	var warn []string
+	var refusal *client.Refusal
+	if errors.As(err, &refusal) {
+		p.cfg.Logger.Error("the log misbehaved", "code", refusal.Code, "check", refusal.Check, "detail", refusal.Detail, "evidence", refusal.Evidence)
+	}
+	if err != nil {
+		warn = append(warn, err.Error())
+	}
+	done := map[string]bool{}
+	for _, l := range p.cfg.Policy.Logs {
+		name := l.Key.Name()
+		if done[name] {
+			continue
+		}
+		done[name] = true
+		f := p.cfg.State.Freshness(name, p.cfg.Now())
+		switch f.Kind {
+		case client.Aging, client.Stale, client.ClockOff:
+			warn = append(warn, name+": "+f.String())
+			p.cfg.Logger.Warn("freshness", "log", name, "state", f.String())
+		}
+	}
+	p.fresh.mu.Lock()
+	defer p.fresh.mu.Unlock()
+	p.fresh.warn = warn
+	switch {
+	case refusal != nil && slices.Contains([]string{client.CodeForkSameSize, client.CodeForkPrefix, client.CodeRollback}, refusal.Code):
+		p.fresh.bad = refusal
+	case err == nil && p.fresh.bad != nil && p.fresh.bad.Code == client.CodeRollback:
+		p.fresh.bad = nil // it has caught up
+	}
+}
+
+// refusal is not nil once the log is known to have misbehaved.
+func (f *freshness) refusal() *client.Refusal {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bad
+}
+
+func (f *freshness) warnings() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.warn)
+}
+
+func (f *freshness) header(h http.Header) {
+	if w := f.warnings(); len(w) > 0 {
+		h.Set("Portbook-Warning", clip(printable(w[0]), 300))
+	}
+}
