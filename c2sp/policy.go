@@ -77,6 +77,8 @@ func ParsePolicy(b []byte) (*Policy, error) {
 	return &r.p, nil
 }
 
+const noComment = "a comment needs a line of its own"
+
 type keyID struct {
 	name string
 	id   uint32
@@ -133,6 +135,9 @@ func (r *policyReader) log(f []string) string {
 	}
 	l := PolicyLog{Key: key}
 	if len(f) == 2 {
+		if f[1][0] == '#' {
+			return noComment
+		}
 		l.URL = f[1]
 	}
 	r.p.Logs = append(r.p.Logs, l)
@@ -158,6 +163,9 @@ func (r *policyReader) witness(f []string) string {
 	}
 	w := PolicyWitness{Name: f[0], Key: key}
 	if len(f) == 3 {
+		if f[2][0] == '#' {
+			return noComment
+		}
 		w.URL = f[2]
 	}
 	r.p.Witnesses = append(r.p.Witnesses, w)
