@@ -213,6 +213,14 @@ func TestForkIsKept(t *testing.T) {
 		t.Errorf("no warning about the bad proof:\n%s", journal.String())
 	}
 
+	// Nobody can fill the journal by saying it again.
+	for range 100 {
+		r.must(r.post(body(8, make([][32]byte, 3), r.log.note(r.log.checkpoint(12)))), 422)
+	}
+	if n := strings.Count(journal.String(), "not shown to be consistent"); n > 20 {
+		t.Errorf("%d warnings about one bad proof", n)
+	}
+
 	// Unsigned notes leave no trace.
 	impostor := newLog(t, r.log.origin)
 	r.must(r.post(impostor.request(8, 8)), 403)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"golang.org/x/time/rate"
 )
 
 // MaxBody is the most bytes an add-checkpoint request may have. It leaves room
@@ -41,6 +42,7 @@ type Witness struct {
 	since  time.Time // when the state was made
 	now    func() time.Time
 	log    *slog.Logger
+	warn   *rate.Limiter // of warnings that any stranger can cause again and again
 
 	// testBeforeAdvance, if set, is called between the judgement and the
 	// compare-and-swap. It makes a race certain.
@@ -60,7 +62,8 @@ func New(c Config) (*Witness, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Witness{signer: c.Signer, store: c.Store, since: since, now: c.Now, log: c.Logger}
+	w := &Witness{signer: c.Signer, store: c.Store, since: since, now: c.Now, log: c.Logger,
+		warn: rate.NewLimiter(rate.Every(10*time.Second), 20)}
 	if w.now == nil {
 		w.now = time.Now
 	}
@@ -217,7 +220,8 @@ func check(req *request, head *Head) error {
 // returns the refusal. Two signed trees of one size are evidence whatever the
 // answer to this request is, and are kept before it is given. A proof that
 // fails is worth a line to the operator and nothing more: anyone can send a
-// good checkpoint with a bad proof.
+// good checkpoint with a bad proof. So that nobody can fill the journal, what
+// can be repeated is told at most 20 times, then once in ten seconds.
 func (w *Witness) suspect(ctx context.Context, req *request, known *Log, logSigs []c2sp.Signature, refusal error) error {
 	head := known.Head
 	if head != nil && head.Size == req.cp.Size && head.Root != req.cp.Root {
@@ -228,13 +232,16 @@ func (w *Witness) suspect(ctx context.Context, req *request, known *Log, logSigs
 		if err != nil {
 			return err
 		}
+		if !kept && !w.warn.Allow() {
+			return refusal
+		}
 		w.log.Warn("FORK: the log has signed two different trees of one size; nothing was cosigned",
 			"origin", known.Origin, "size", head.Size, "cosigned_root", fmt.Sprintf("%x", head.Root),
 			"refused_root", fmt.Sprintf("%x", req.cp.Root), "evidence_kept", kept)
 		return refusal
 	}
 	var proof *ProofError
-	if errors.As(refusal, &proof) {
+	if errors.As(refusal, &proof) && w.warn.Allow() {
 		w.log.Warn("a signed checkpoint was not shown to be consistent with the one cosigned before; nothing was cosigned",
 			"origin", known.Origin, "old", req.old, "size", req.cp.Size, "reason", proof.Reason)
 	}

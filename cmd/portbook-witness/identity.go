@@ -43,6 +43,9 @@ existing ones.`,
 		case *name == c2sp.QuorumNone:
 			return cli.Usagef("--name %s means something else in a policy: choose a name under a domain of yours", *name)
 		}
+		if _, err := c2sp.GenerateSigner(*name, c2sp.AlgEd25519Cosig); err != nil {
+			return cli.Usagef("--name: %w", err)
+		}
 		if err := checkURL(*at); err != nil {
 			return cli.Usage(err)
 		}

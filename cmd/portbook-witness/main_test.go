@@ -118,11 +118,14 @@ func (l *testLog) request(old, size uint64) []byte {
 	return a.Bytes()
 }
 
-// exchange sends one request; it waits for a server that is just starting.
-func exchange(method, url string, body []byte) (status int, text string, err error) {
+// starting is how long to wait for a server that is just starting.
+const starting = 10 * time.Second
+
+// exchange sends one request; patience is how long it waits for a server to be there.
+func exchange(patience time.Duration, method, url string, body []byte) (status int, text string, err error) {
 	hc := &http.Client{Timeout: 10 * time.Second}
 	defer hc.CloseIdleConnections()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		req, err := http.NewRequest(method, url, bytes.NewReader(body))
 		if err != nil {
 			return 0, "", err
@@ -162,11 +165,11 @@ func testlog() {
 		size, err := strconv.ParseUint(args[4], 10, 63)
 		fail(err)
 		l := newTestLog(args[2], len(args) > 5, max(old, size))
-		status, text, err := exchange("POST", "http://"+args[1]+"/add-checkpoint", l.request(old, size))
+		status, text, err := exchange(starting, "POST", "http://"+args[1]+"/add-checkpoint", l.request(old, size))
 		fail(err)
 		fmt.Printf("%d %s", status, text)
 	case "read":
-		status, text, err := exchange("GET", "http://"+args[1]+"/"+c2sp.OriginHash(args[2])+"/checkpoint", nil)
+		status, text, err := exchange(starting, "GET", "http://"+args[1]+"/"+c2sp.OriginHash(args[2])+"/checkpoint", nil)
 		fail(err)
 		fmt.Printf("%d %s", status, text)
 		if status == 200 {

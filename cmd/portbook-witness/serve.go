@@ -56,7 +56,7 @@ makes a new one.`,
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s witnesses %d logs on http://%s/\n", w.Key().Name(), len(logs), l.Addr())
+		fmt.Fprintf(cmd.OutOrStdout(), "%s on http://%s/, logs: %d\n", w.Key().Name(), l.Addr(), len(logs))
 		return run(cmd.Context(), l, handler(w, d.Store), journal)
 	}
 	return cmd
