@@ -1,0 +1,2 @@
+// Package rules holds no code: its test keeps who may import whom.
+package rules
