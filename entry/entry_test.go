@@ -40,6 +40,12 @@ func TestMarshalRefuses(t *testing.T) {
 		"an empty string in an array": {func(e *Entry) { e.SourcesSHA256 = []string{""} }, "sources_sha256"},
 		"an unknown ecosystem":        {func(e *Entry) { e.Ecosystem = "cargo" }, "ecosystem"},
 		"no kind":                     {func(e *Entry) { e.Kind = "" }, "kind"},
+		"a quote in an origin": {func(e *Entry) {
+			*e = Entry{Kind: KindPredecessor, Claim: ClaimLog, Time: e.Time, ID: someID, Origin: "a\"b", Size: Uint(0), Root: someSHA256}
+		}, "origin"},
+		"a line end before base64": {func(e *Entry) {
+			*e = Entry{Kind: KindSuccessor, Claim: ClaimLog, Time: e.Time, ID: someID, Origin: "o", URL: "https://h", VKeys: []string{"o+00000000+\nAAAA"}}
+		}, "vkeys"},
 		"a line end inside base64": {func(e *Entry) {
 			*e = Entry{Kind: KindSuccessor, Claim: ClaimLog, Time: e.Time, ID: someID, Origin: "o", URL: "https://h", VKeys: []string{"o+00000000+AA\nAA"}}
 		}, "vkeys"},
@@ -177,7 +183,7 @@ func TestLooksLikeEmail(t *testing.T) {
 	for _, s := range []string{
 		"a@b.co", "alice@example.org", "Alice <alice@example.org>", "x:alice@example.org", "alice@example.org/x", "alice%40example.org",
 		"a@b@example.org", "alice+tag@example.org", "alice@sub.example.org.", "alice@xn--e1afmkf.xn--p1ai", "robot@p.iam.gserviceaccount.com",
-		"alice@192.example.org", "'a'@example.org", "x@y, alice@example.org",
+		"alice@192.example.org", "'a'@example.org", "x@y, alice@example.org", "a@b.aa", "a@b.zz", "a@b.AZ", "a@b-c.x1",
 	} {
 		if !looksLikeEmail(s) {
 			t.Errorf("%q passes", s)
@@ -185,7 +191,7 @@ func TestLooksLikeEmail(t *testing.T) {
 	}
 	for _, s := range []string{
 		"", "@", "a@", "@b.co", "x.yml@refs/heads/main", "x.yml@refs/tags/v1.2.3", "x.yml@v1.2", "x.yml@main", "repo:o/r:ref:refs/heads/a.b",
-		"@scope/name.js", "a@b", "a@.b", "a@b.", "a@b.1", "a@1.2.3.4", "100%", "a/@b.co", "50%25",
+		"@scope/name.js", "a@b", "a@.b", "a@b.", "a@b.1", "a@1.2.3.4", "100%", "a/@b.co", "50%25", " @b.co", "a @b.co", "a@b.c", "a@b_c.org", "a@b.1x", "a@b.-x", "(@b.co",
 	} {
 		if looksLikeEmail(s) {
 			t.Errorf("%q is taken for an address", s)
