@@ -119,10 +119,11 @@ type Gateway struct {
 	wg     sync.WaitGroup // what runs under ctx
 	slots  chan struct{}  // uploads in progress
 	tries  chan struct{}  // submissions in progress
+	asking chan struct{}  // questions to the index in progress
 
 	mu       sync.Mutex
 	flying   map[int64]chan struct{} // files being submitted, by seq
-	live     map[int64]bool          // attempts that a handler is working on
+	live     map[int64]bool          // attempts that someone is working on
 	logError time.Time               // when the log last failed us; zero if it works
 
 	// crashForTest is called with the name of each point at which a process may
@@ -141,7 +142,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg: cfg, outbox: o, spool: filepath.Join(cfg.Dir, "spool"), index: newUpstream(cfg), log: cfg.Logger,
-		slots: make(chan struct{}, cfg.MaxUploads), tries: make(chan struct{}, 64),
+		slots: make(chan struct{}, cfg.MaxUploads), tries: make(chan struct{}, 64), asking: make(chan struct{}, 4),
 		flying: map[int64]chan struct{}{}, live: map[int64]bool{},
 		crashForTest: func(string) {},
 	}

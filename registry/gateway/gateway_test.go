@@ -986,3 +986,38 @@ func TestOneGateway(t *testing.T) {
 		t.Error("pending where there is no gateway")
 	}
 }
+
+// TestRace: of many uploads of one name at a time the index picks one, and that one
+// is logged, once, whoever else sent the same bytes.
+func TestRace(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	first := wheel("demo", "0.1")
+	s.mustUpload("alice", first) // the project is hers
+	var wg sync.WaitGroup
+	for i := range 16 {
+		user := []string{"alice", "alice", "alice", "mallory"}[i%4]
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			s.upload(user, wheel("demo", "1.0", fmt.Sprint(i%8)))
+		}()
+	}
+	wg.Wait()
+	entries := s.log.entries(t)
+	if len(entries) != 2 || len(s.pending()) != 0 {
+		t.Fatalf("%d entries, pending %v", len(entries), s.pending())
+	}
+	won, _ := s.index.Has(entries[1].File)
+	if entries[1].SHA256 != won {
+		t.Errorf("the index has %s, logged is %s", won, entries[1].SHA256)
+	}
+	for i := range 8 {
+		if d := wheel("demo", "1.0", fmt.Sprint(i)); d.sha256() == won {
+			if i%4 == 3 {
+				t.Error("mallory won")
+			}
+			s.checkProven(d)
+		}
+	}
+}

@@ -166,6 +166,26 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
+// TestKilledTwice kills a second gateway while it repairs what the first left.
+func TestKilledTwice(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.stop()
+	log := httptest.NewServer(s.log)
+	defer log.Close()
+	d := wheel("demo", "1.0")
+	for _, point := range []string{"index-accepted", "repaired", "submitted", "logged"} {
+		s.uploadToChild(log.URL, point, "alice", d)
+	}
+	s.start()
+	s.eventually("listed", func() bool { return s.listed(d) })
+	s.checkProven(d)
+	s.eventually("nothing pending", func() bool { return len(s.pending()) == 0 })
+	if n := len(s.log.entries(t)); n != 1 {
+		t.Errorf("%d entries", n)
+	}
+}
+
 // uploadToChild uploads d to a gateway process that dies at the point.
 func (s *stage) uploadToChild(logURL, point, user string, d dist) error {
 	s.t.Helper()
@@ -187,6 +207,10 @@ func (s *stage) uploadToChild(logURL, point, user string, d dist) error {
 	var childURL string
 	if _, err := fmt.Fscanln(out, &childURL); err != nil {
 		s.t.Fatalf("the gateway process did not start: %v", err)
+	}
+	if point == "repaired" { // nothing to upload: it dies of what it finds
+		cmd.Wait()
+		return errors.New("no answer")
 	}
 	contentType, body := d.form(s.t)
 	req, _ := http.NewRequest("POST", childURL+"/legacy/", bytes.NewReader(body))

@@ -145,8 +145,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	checkSpoolEmpty(t, s)
 
-	// Now not even the outbox can grow. Removed bytes are free a moment after
-	// their name is gone.
+	// Removed bytes are free a moment after their name is gone.
 	free := func() uint64 {
 		var fs unix.Statfs_t
 		if err := unix.Statfs(dir, &fs); err != nil {
@@ -154,15 +153,40 @@ func TestDiskFull(t *testing.T) {
 		}
 		return fs.Bfree
 	}
+
+	// Space runs out after the index has accepted: its answer cannot be recorded.
+	fill := func() string {
+		filler, err := os.Create(filepath.Join(dir, "filler"))
+		if err != nil {
+			t.Error(err)
+			return ""
+		}
+		defer filler.Close()
+		for free() > 0 {
+			filler.Write(make([]byte, 4096))
+		}
+		return filler.Name()
+	}
 	s.eventually("the spooled bytes are free again", func() bool { return free() > 256 })
-	filler, err := os.Create(filepath.Join(dir, "filler"))
-	if err != nil {
+	s.g.CrashForTest(func(point string) {
+		if point == "index-accepted" {
+			fill()
+		}
+	})
+	accepted := wheel("demo", "2.1")
+	if code, reason, _ := s.upload("alice", accepted); code != 503 || !strings.Contains(reason, "the index took the file") {
+		t.Errorf("disk full after the index accepted: %s", reason)
+	}
+	s.checkWithheld(accepted)
+	s.g.CrashForTest(func(string) {})
+	if err := os.Remove(filepath.Join(dir, "filler")); err != nil {
 		t.Fatal(err)
 	}
-	for free() > 0 {
-		filler.Write(make([]byte, 4096))
-	}
-	filler.Close()
+	s.eventually("the accepted file is listed", func() bool { return s.listed(accepted) })
+	s.checkProven(accepted)
+
+	// Now not even the outbox can grow.
+	filler := fill()
 	small := wheel("demo", "3.0")
 	code, reason, _ := s.upload("alice", small)
 	if code != 507 {
@@ -172,7 +196,7 @@ func TestDiskFull(t *testing.T) {
 		t.Error("the index heard of an upload that could not be recorded")
 	}
 	s.checkProven(old)
-	if err := os.Remove(filler.Name()); err != nil {
+	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
 	s.mustUpload("alice", small)

@@ -17,27 +17,23 @@ import (
 )
 
 const (
-	submitTimeout = time.Minute     // for one submission
-	minRetry      = time.Second     // after the first failure; doubled each time
-	maxRetry      = time.Minute     // whatever the log asks for
-	askFor        = 24 * time.Hour  // how long the index is asked about an upload whose answer was lost
-	outFor        = 2 * time.Minute // how long a failed submission counts as the log being out
+	submitTimeout = time.Minute      // for one submission
+	minRetry      = time.Second      // after the first failure; doubled each time
+	maxRetry      = time.Minute      // of the log, whatever it asks for
+	maxAsk        = 10 * time.Minute // of the index
+	askFor        = 24 * time.Hour   // how long the index is asked about an upload whose answer was lost
+	outFor        = 2 * time.Minute  // how long a failed submission counts as the log being out
 )
 
 // repair starts, for everything that is due, one try at finishing it.
 func (g *Gateway) repair(ctx context.Context) error {
 	now := g.cfg.Now()
-	unknown, err := g.outbox.unknown(ctx, now)
+	unknown, err := g.outbox.unknown(ctx, now, 64)
 	if err != nil {
 		return err
 	}
 	for _, a := range unknown {
-		if g.isLive(a.id) {
-			continue
-		}
-		if err := g.findOut(ctx, a); err != nil {
-			return err
-		}
+		g.ask(a)
 	}
 	seqs, err := g.outbox.due(ctx, now, 256)
 	if err != nil {
@@ -49,6 +45,28 @@ func (g *Gateway) repair(ctx context.Context) error {
 	return nil
 }
 
+// ask starts finding out about an attempt, unless someone is at it: the handler
+// of the upload itself, or an earlier question.
+func (g *Gateway) ask(a attempt) {
+	if !g.setLive(a.id, true) {
+		return
+	}
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		defer g.setLive(a.id, false)
+		select {
+		case g.asking <- struct{}{}:
+			defer func() { <-g.asking }()
+		case <-g.ctx.Done():
+			return
+		}
+		if err := g.findOut(g.ctx, a); err != nil && g.ctx.Err() == nil {
+			g.log.Error("finding out about an upload failed, will be tried again", "file", a.e.File, "err", err)
+		}
+	}()
+}
+
 // findOut asks the index what became of an upload whose answer was lost.
 func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 	log := g.log.With("project", a.e.Project, "file", a.e.File, "sha256", a.e.SHA256)
@@ -56,12 +74,14 @@ func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 	now := g.cfg.Now()
 	switch {
 	case err == nil && has == hasIt:
-		log.Info("the index has the upload whose answer was lost; logging it without an uploader")
 		a.e.Time = now.UTC().Format(entry.TimeFormat)
 		seq, _, err := g.outbox.accept(ctx, a.id, a.e, a.listed, now)
-		if err != nil {
+		if errors.Is(err, errGone) {
+			return nil
+		} else if err != nil {
 			return err
 		}
+		log.Info("the index has the upload whose answer was lost: logged without an uploader")
 		g.crashForTest("repaired")
 		g.prove(seq)
 		return nil
@@ -76,7 +96,7 @@ func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 	if err != nil {
 		reason = err.Error()
 	}
-	return g.outbox.stillUnknown(ctx, a.id, now.Add(pause(a.tries, 0)), reason)
+	return g.outbox.stillUnknown(ctx, a.id, now.Add(pause(a.tries, 0, maxAsk)), reason)
 }
 
 // prove starts one try at logging a file, or joins the one in progress. The
@@ -159,7 +179,7 @@ func (g *Gateway) try(ctx context.Context, seq int64) error {
 	if errors.As(err, &away) {
 		after = away.RetryAfter
 	}
-	return g.outbox.retry(ctx, seq, g.cfg.Now().Add(pause(f.tries, after)), err.Error())
+	return g.outbox.retry(ctx, seq, g.cfg.Now().Add(pause(f.tries, after, maxRetry)), err.Error())
 }
 
 // submit hands e to the log and returns a proof that verifies under our policy
@@ -186,10 +206,10 @@ func (g *Gateway) submit(ctx context.Context, e *entry.Entry) ([]byte, uint64, e
 }
 
 // pause is how long to wait after the given number of failures before, when the
-// other side asks for at least after.
-func pause(tries int, after time.Duration) time.Duration {
+// other side asks for at least after. It is never more than most.
+func pause(tries int, after, most time.Duration) time.Duration {
 	d := minRetry << min(tries, 10)
-	d = min(max(d, after), maxRetry)
+	d = min(max(d, after), most)
 	return d - time.Duration(rand.Int64N(int64(d)/4))
 }
 
@@ -222,18 +242,17 @@ func (g *Gateway) logOut(ctx context.Context) error {
 	return g.cfg.Log.Ready(ctx)
 }
 
-func (g *Gateway) isLive(id int64) bool {
+// setLive notes who works on an attempt; false if someone does already.
+func (g *Gateway) setLive(id int64, on bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.live[id]
-}
-
-func (g *Gateway) setLive(id int64, on bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	if on && g.live[id] {
+		return false
+	}
 	if on {
 		g.live[id] = true
 	} else {
 		delete(g.live, id)
 	}
+	return true
 }

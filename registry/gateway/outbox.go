@@ -61,7 +61,6 @@ type outbox struct {
 // attempt is a row of attempts.
 type attempt struct {
 	id      int64
-	state   State
 	e       *entry.Entry
 	listed  string
 	created time.Time
@@ -73,8 +72,6 @@ type file struct {
 	seq        int64
 	state      State
 	e          *entry.Entry
-	listed     string
-	rank       int64
 	acceptedAt time.Time
 	tries      int
 	logIndex   uint64
@@ -206,8 +203,12 @@ func (o *outbox) stillUnknown(ctx context.Context, id int64, next time.Time, rea
 	return o.exec(ctx, `UPDATE attempts SET tries = tries + 1, next_try = ?, last_error = ? WHERE id = ?`, next.UnixMilli(), reason, id)
 }
 
-// accept turns an attempt into a file to be logged, and returns its seq and
-// state. Content that was accepted before keeps its row, and its proof.
+// errGone: the attempt was finished with by someone else.
+var errGone = errors.New("the attempt is no longer open")
+
+// accept turns an open attempt into a file to be logged, and returns its seq and
+// state. Content that was accepted before keeps its row, and its proof. An attempt
+// that is no longer open (the index refused it after all) is errGone.
 func (o *outbox) accept(ctx context.Context, id int64, e *entry.Entry, listed string, now time.Time) (int64, State, error) {
 	leaf, err := e.Marshal()
 	if err != nil {
@@ -218,6 +219,13 @@ func (o *outbox) accept(ctx context.Context, id int64, e *entry.Entry, listed st
 		return 0, "", err
 	}
 	defer tx.Rollback()
+	res, err := tx.ExecContext(ctx, `DELETE FROM attempts WHERE id = ?`, id)
+	if err != nil {
+		return 0, "", err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		return 0, "", errors.Join(errGone, err)
+	}
 	_, err = tx.ExecContext(ctx, `
 		INSERT INTO files (state, project, file, sha256, entry, listed, rank, accepted_at)
 		VALUES (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(rank), 0) + 1 FROM files), ?)
@@ -230,9 +238,6 @@ func (o *outbox) accept(ctx context.Context, id int64, e *entry.Entry, listed st
 	var state State
 	err = tx.QueryRowContext(ctx, `SELECT seq, state FROM files WHERE project = ? AND file = ? AND sha256 = ?`, e.Project, e.File, e.SHA256).Scan(&seq, &state)
 	if err != nil {
-		return 0, "", err
-	}
-	if _, err := tx.ExecContext(ctx, `DELETE FROM attempts WHERE id = ?`, id); err != nil {
 		return 0, "", err
 	}
 	return seq, state, tx.Commit()
@@ -289,17 +294,8 @@ func (o *outbox) due(ctx context.Context, now time.Time, limit int) ([]int64, er
 }
 
 // unknown lists the attempts whose fate the index is to be asked for now.
-func (o *outbox) unknown(ctx context.Context, now time.Time) ([]attempt, error) {
-	return o.attempts(ctx, `state = ? AND next_try <= ?`, Forwarding, now.UnixMilli())
-}
-
-// attemptsFor lists the attempts at files of a project.
-func (o *outbox) attemptsFor(ctx context.Context, project string) ([]attempt, error) {
-	return o.attempts(ctx, `state = ? AND project = ?`, Forwarding, project)
-}
-
-func (o *outbox) attempts(ctx context.Context, where string, args ...any) ([]attempt, error) {
-	rows, err := o.db.QueryContext(ctx, `SELECT id, state, entry, listed, created_at, tries FROM attempts WHERE `+where+` ORDER BY id`, args...)
+func (o *outbox) unknown(ctx context.Context, now time.Time, limit int) ([]attempt, error) {
+	rows, err := o.db.QueryContext(ctx, `SELECT id, entry, listed, created_at, tries FROM attempts WHERE state = ? AND next_try <= ? ORDER BY next_try LIMIT ?`, Forwarding, now.UnixMilli(), limit)
 	if err != nil {
 		return nil, err
 	}
@@ -309,7 +305,7 @@ func (o *outbox) attempts(ctx context.Context, where string, args ...any) ([]att
 		var a attempt
 		var leaf []byte
 		var created int64
-		if err := rows.Scan(&a.id, &a.state, &leaf, &a.listed, &created, &a.tries); err != nil {
+		if err := rows.Scan(&a.id, &leaf, &a.listed, &created, &a.tries); err != nil {
 			return nil, err
 		}
 		if a.e, err = entry.Parse(leaf); err != nil {
@@ -321,44 +317,49 @@ func (o *outbox) attempts(ctx context.Context, where string, args ...any) ([]att
 	return out, rows.Err()
 }
 
-const fileColumns = `seq, state, entry, listed, rank, accepted_at, tries, log_index`
-
-func scanFile(row interface{ Scan(...any) error }) (*file, error) {
-	var f file
+// file reads one row.
+func (o *outbox) file(ctx context.Context, seq int64) (*file, error) {
+	f := file{seq: seq}
 	var leaf []byte
 	var accepted, index int64
-	if err := row.Scan(&f.seq, &f.state, &leaf, &f.listed, &f.rank, &accepted, &f.tries, &index); err != nil {
+	err := o.db.QueryRowContext(ctx, `SELECT state, entry, accepted_at, tries, log_index FROM files WHERE seq = ?`, seq).Scan(&f.state, &leaf, &accepted, &f.tries, &index)
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	if f.e, err = entry.Parse(leaf); err != nil {
-		return nil, fmt.Errorf("file %d: %w", f.seq, err)
+		return nil, fmt.Errorf("file %d: %w", seq, err)
 	}
 	f.acceptedAt, f.logIndex = time.UnixMilli(accepted), uint64(index)
 	return &f, nil
 }
 
-// file reads one row.
-func (o *outbox) file(ctx context.Context, seq int64) (*file, error) {
-	return scanFile(o.db.QueryRowContext(ctx, `SELECT `+fileColumns+` FROM files WHERE seq = ?`, seq))
-}
-
-// files lists what was accepted of a project, the latest accepted last.
-func (o *outbox) files(ctx context.Context, project string) ([]*file, error) {
-	rows, err := o.db.QueryContext(ctx, `SELECT `+fileColumns+` FROM files WHERE project = ? ORDER BY rank`, project)
+// shelf lists what is known of a project's files, by name: contents that the index
+// accepted, the latest last, and those in forwarding. It is one moment's view.
+func (o *outbox) shelf(ctx context.Context, project string) (files, attempts map[string][]shelved, err error) {
+	rows, err := o.db.QueryContext(ctx, `
+		SELECT file, sha256, listed, state, rank FROM files WHERE project = ?
+		UNION ALL
+		SELECT file, sha256, listed, state, 0 FROM attempts WHERE project = ? AND state = ?
+		ORDER BY 5`, project, project, Forwarding)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer rows.Close()
-	var out []*file
+	files, attempts = map[string][]shelved{}, map[string][]shelved{}
 	for rows.Next() {
-		f, err := scanFile(rows)
-		if err != nil {
-			return nil, err
+		var name string
+		var s shelved
+		var rank int64
+		if err := rows.Scan(&name, &s.sha256, &s.listed, &s.state, &rank); err != nil {
+			return nil, nil, err
 		}
-		out = append(out, f)
+		if s.state == Forwarding {
+			attempts[name] = append(attempts[name], s)
+		} else {
+			files[name] = append(files[name], s)
+		}
 	}
-	return out, rows.Err()
+	return files, attempts, rows.Err()
 }
 
 // proof returns the proof of a file name, the latest accepted first; nil if none.

@@ -85,29 +85,20 @@ func (g *Gateway) visiblePage(ctx context.Context, auth, project string) (*pypi.
 
 // A shelf is what the outbox knows of one project's files.
 type shelf struct {
-	files        map[string][]*file // by name, the latest accepted last
-	attempts     map[string][]attempt
+	files        map[string][]shelved // by name, the latest accepted last
+	attempts     map[string][]shelved // in forwarding
 	hideUnlogged bool
 }
 
+// A shelved is one content of a file name.
+type shelved struct {
+	sha256, listed string
+	state          State
+}
+
 func (g *Gateway) shelf(ctx context.Context, project string) (*shelf, error) {
-	s := &shelf{files: map[string][]*file{}, attempts: map[string][]attempt{}, hideUnlogged: g.cfg.HideUnlogged}
-	// Attempts first: one that is accepted meanwhile is then found among the files.
-	attempts, err := g.outbox.attemptsFor(ctx, project)
-	if err != nil {
-		return nil, err
-	}
-	files, err := g.outbox.files(ctx, project)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range attempts {
-		s.attempts[a.e.File] = append(s.attempts[a.e.File], a)
-	}
-	for _, f := range files {
-		s.files[f.e.File] = append(s.files[f.e.File], f)
-	}
-	return s, nil
+	files, attempts, err := g.outbox.shelf(ctx, project)
+	return &shelf{files, attempts, g.cfg.HideUnlogged}, err
 }
 
 // visible decides whether a file that the index lists, with this digest or with
@@ -118,12 +109,12 @@ func (g *Gateway) shelf(ctx context.Context, project string) (*shelf, error) {
 func (s *shelf) visible(name, digest string) bool {
 	files, attempts := s.files[name], s.attempts[name]
 	for _, f := range files {
-		if f.e.SHA256 == digest {
+		if f.sha256 == digest {
 			return f.visible()
 		}
 	}
 	for _, a := range attempts {
-		if a.e.SHA256 == digest && a.listed != listedSame {
+		if a.sha256 == digest && a.listed != listedSame {
 			return false
 		}
 	}
@@ -140,7 +131,7 @@ func (s *shelf) visible(name, digest string) bool {
 
 // visible: proven, or not yet proven but already on the page before it came
 // through the gateway.
-func (f *file) visible() bool {
+func (f shelved) visible() bool {
 	return f.state == Proven || f.listed == listedSame && f.state != Conflict
 }
 

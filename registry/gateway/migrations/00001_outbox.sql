@@ -21,7 +21,8 @@ CREATE TABLE attempts (
 	next_try   INTEGER NOT NULL DEFAULT 0,
 	last_error TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX attempts_by_file ON attempts (project, file);
+CREATE INDEX attempts_by_project ON attempts (project);
+CREATE INDEX attempts_due ON attempts (state, next_try);
 
 -- Files that the index accepted, once for each content.
 CREATE TABLE files (
@@ -44,6 +45,7 @@ CREATE TABLE files (
 	UNIQUE (project, file, sha256)
 );
 CREATE INDEX files_due ON files (state, next_try);
+CREATE INDEX files_by_rank ON files (rank);
 
 -- The salts of uploader pseudonyms. Deleting a row makes what was logged for
 -- that account in that project anonymous for ever.

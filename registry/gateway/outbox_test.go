@@ -1,0 +1,96 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portbook/portbook/entry"
+)
+
+// TestRefusedStaysRefused: an attempt that the index refused cannot become a file,
+// not even by a question to the index that was on its way at the time.
+func TestRefusedStaysRefused(t *testing.T) {
+	ctx, now := context.Background(), time.Now()
+	o, err := openOutbox(ctx, t.TempDir(), "packages.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	e := &entry.Entry{Kind: entry.KindUpload, Claim: entry.ClaimIndex, Registry: "packages.example", Ecosystem: entry.PyPI, Project: "demo", Version: "1",
+		File: "demo-1.tar.gz", Size: entry.Uint(1), SHA256: strings.Repeat("a", 64), Time: "2026-01-01T00:00:00Z"}
+	id, err := o.receive(ctx, e, listedNo, now)
+	if err == nil {
+		err = o.forwarding(ctx, id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := o.unknown(ctx, now, 10)
+	if err != nil || len(open) != 1 {
+		t.Fatalf("%v %v", open, err)
+	}
+	if err := o.drop(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := o.accept(ctx, open[0].id, open[0].e, listedNo, now); !errors.Is(err, errGone) {
+		t.Errorf("accepted after all: %v", err)
+	}
+	if files, _, err := o.shelf(ctx, "demo"); err != nil || len(files) != 0 {
+		t.Errorf("files: %v %v", files, err)
+	}
+}
+
+// TestPause: pauses grow, and end at the bound whatever the other side asks for.
+func TestPause(t *testing.T) {
+	for tries, most := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
+		if d := pause(tries, 0, time.Minute); d > most || d < most*3/4 {
+			t.Errorf("after %d failures: %v", tries, d)
+		}
+	}
+	for _, d := range []time.Duration{pause(1000, 0, time.Minute), pause(0, 240*time.Hour, time.Minute)} {
+		if d > time.Minute || d < 45*time.Second {
+			t.Errorf("bound: %v", d)
+		}
+	}
+}
+
+// TestVisible is the table of what a page shows of a file that the index lists.
+func TestVisible(t *testing.T) {
+	one := func(state State, digest, listed string) shelved { return shelved{digest, listed, state} }
+	for _, c := range []struct {
+		name     string
+		digest   string // on the index's page
+		files    []shelved
+		attempts []shelved
+		want     bool
+	}{
+		{"never seen", "a", nil, nil, true},
+		{"proven", "a", []shelved{one(Proven, "a", listedNo)}, nil, true},
+		{"proven, no digest on the page", "", []shelved{one(Proven, "a", listedNo)}, nil, true},
+		{"accepted", "a", []shelved{one(Accepted, "a", listedNo)}, nil, false},
+		{"submitted, no digest on the page", "", []shelved{one(Submitted, "a", listedNo)}, nil, false},
+		{"accepted, was there before with these bytes", "a", []shelved{one(Accepted, "a", listedSame)}, nil, true},
+		{"accepted over other bytes", "b", []shelved{one(Accepted, "b", listedOther)}, nil, false},
+		{"conflict", "b", []shelved{one(Proven, "a", listedNo), one(Conflict, "b", listedOther)}, nil, false},
+		{"conflict, no digest on the page", "", []shelved{one(Proven, "a", listedNo), one(Conflict, "b", listedOther)}, nil, false},
+		{"conflict, but the page is back at the first bytes", "a", []shelved{one(Proven, "a", listedNo), one(Conflict, "b", listedOther)}, nil, true},
+		{"conflict with bytes that were there before", "b", []shelved{one(Conflict, "b", listedSame)}, nil, false},
+		{"proven, swapped at the index", "x", []shelved{one(Proven, "a", listedNo)}, nil, true},
+		{"accepted, and the index tells another digest", "x", []shelved{one(Accepted, "a", listedNo)}, nil, false},
+		{"in flight, new", "a", nil, []shelved{one(Forwarding, "a", listedNo)}, false},
+		{"in flight, new, no digest on the page", "", nil, []shelved{one(Forwarding, "a", listedNo)}, false},
+		{"in flight, same bytes as unlogged ones", "a", nil, []shelved{one(Forwarding, "a", listedSame)}, true},
+		{"in flight, other bytes than unlogged ones", "x", nil, []shelved{one(Forwarding, "a", listedOther)}, true},
+		{"in flight, over unlogged ones, now on the page", "a", nil, []shelved{one(Forwarding, "a", listedOther)}, false},
+		{"in flight, over proven ones", "a", []shelved{one(Proven, "a", listedNo)}, []shelved{one(Forwarding, "b", listedOther)}, true},
+		{"in flight, over proven ones, now on the page", "b", []shelved{one(Proven, "a", listedNo)}, []shelved{one(Forwarding, "b", listedOther)}, false},
+	} {
+		s := &shelf{files: map[string][]shelved{"f": c.files}, attempts: map[string][]shelved{"f": c.attempts}}
+		if got := s.visible("f", c.digest); got != c.want {
+			t.Errorf("%s: visible %v", c.name, got)
+		}
+	}
+}
