@@ -52,10 +52,16 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 		return none, fmt.Errorf("the address serves the log %q, not %q", signed.Origin, m.origin)
 	}
 	l := m.state
-	err = m.compare(ctx, signed.Checkpoint, note)
+	err = m.compare(ctx, m.cfg.Source, signed.Checkpoint, note)
 	if signed.Size < l.HeadSize {
 		// A log that went back may have lost the tiles that would show whether
-		// it forked too; that it went back is certain without them.
+		// it forked too. The monitor has read every leaf: it needs none.
+		if err != nil && l.Verified.Size == l.HeadSize && m.examined != signed.Checkpoint.Root {
+			if own := m.compare(ctx, ownTiles{m.cfg.Store, l.ID}, signed.Checkpoint, note); own == nil || errors.As(own, new(*lie)) {
+				err = own
+				m.examined = signed.Checkpoint.Root // not at every look: it may take long
+			}
+		}
 		if proven := (*lie)(nil); errors.As(err, &proven) && proven.proven {
 			return none, err
 		}
@@ -85,7 +91,7 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 // accepted can be of one history. The tiles are asked for the subtrees that
 // make up the larger tree, cut where the smaller ends: if they hash to the
 // larger signed root, they also say what the smaller root must have been.
-func (m *Monitor) compare(ctx context.Context, c c2sp.Checkpoint, note []byte) error {
+func (m *Monitor) compare(ctx context.Context, tiles TileReader, c c2sp.Checkpoint, note []byte) error {
 	l := m.state
 	if len(l.HeadNote) == 0 {
 		return nil // the first one is believed; init and --accept-new-baseline say so
@@ -102,7 +108,7 @@ func (m *Monitor) compare(ctx context.Context, c c2sp.Checkpoint, note []byte) e
 		}
 		return m.fork(ev, c, fmt.Sprintf("The log signed two different trees of %d entries", c.Size))
 	}
-	t := newTree(m.cfg.Source, large.Size)
+	t := newTree(tiles, large.Size)
 	p := NewPosition()
 	left, err := t.extend(ctx, &p, small.Size)
 	if err != nil {

@@ -61,6 +61,7 @@ type Monitor struct {
 	projects map[Watch]int64
 	state    *logState
 	started  time.Time
+	examined [32]byte // root of a smaller tree already compared with our own leaves
 }
 
 // clockSlack is how far witnesses' clocks may be ahead before it is a trouble.
