@@ -26,8 +26,9 @@ type engine struct {
 }
 
 const (
-	engineBatch    = 1024
-	engineBatchAge = 5 * time.Millisecond
+	// EngineBatch and EngineBatchAge are the batching that Tessera is given.
+	EngineBatch    = 1024
+	EngineBatchAge = 5 * time.Millisecond
 	// Tessera publishes checkpoints of its own, under a key nobody knows; its
 	// garbage collection goes by them. Nothing of ours does.
 	enginePublish = 5 * time.Second
@@ -68,7 +69,7 @@ func newEngine(ctx context.Context, driver tessera.Driver) (*engine, error) {
 	opts := tessera.NewAppendOptions().
 		WithCheckpointSigner(signer).
 		WithCheckpointInterval(enginePublish).
-		WithBatching(engineBatch, engineBatchAge)
+		WithBatching(EngineBatch, EngineBatchAge)
 	appender, _, reader, err := tessera.NewAppender(ctx, driver, opts)
 	if err != nil {
 		cancel()

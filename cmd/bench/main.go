@@ -1,0 +1,179 @@
+// Command bench measures Portbook on this machine, each figure against a
+// yardstick in the same run, in turn (A B A B), as medians. It asserts nothing:
+// it reports.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/portbook/portbook/internal/cli"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+	"log/slog"
+)
+
+// Row is one figure.
+type Row struct {
+	Name           string   `json:"name"`
+	Value          float64  `json:"value"`
+	Unit           string   `json:"unit"`
+	Yardstick      string   `json:"yardstick"`       // what it is held against; empty: nothing
+	YardstickValue *float64 `json:"yardstick_value"` // in the same unit
+	Ratio          *float64 `json:"ratio"`           // value over yardstick value
+	Aim            string   `json:"aim"`
+	Met            bool     `json:"met"`
+	Machine        string   `json:"machine"`
+	Command        string   `json:"command"`
+	Note           string   `json:"note,omitempty"`
+}
+
+// bench measures one row.
+type bench struct {
+	name, what string
+	run        func(ctx context.Context, quick bool) (Row, error)
+}
+
+var benches = []bench{
+	{"submit-bulk", "durable bulk submission by SubmitStream, entries/s, against raw Tessera POSIX with the same batching and bytes", submitBulk},
+	{"submit-latency-1", "Submit to cosigned proof, 3 local witnesses, 1 uploader: p99", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 1) }},
+	{"submit-latency-16", "the same with 16 uploaders", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 16) }},
+	{"submit-latency-256", "the same with 256 uploaders", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 256) }},
+	{"verify-proof", "offline verification of one proof against the Ed25519 verifications it needs", verifyProof},
+	{"monitor-scan", "monitor: verified scan, every leaf rehashed to the signed root and parsed", monitorScan},
+}
+
+func main() {
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure Portbook on this machine, against yardsticks in the same run",
+		Args:  cobra.NoArgs,
+	}
+	match := cmd.Flags().String("run", "", "only rows whose name matches this `REGEXP`")
+	asJSON := cmd.Flags().Bool("json", false, "one JSON object a row")
+	quick := cmd.Flags().Bool("quick", false, "keep each row under 20 s")
+	list := cmd.Flags().Bool("list", false, "list the rows")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		re, err := regexp.Compile(*match)
+		if err != nil {
+			return cli.Usagef("--run: %w", err)
+		}
+		return run(cmd.Context(), cmd.OutOrStdout(), re, *asJSON, *quick, *list)
+	}
+	cli.Main(cmd)
+}
+
+func run(ctx context.Context, out io.Writer, match *regexp.Regexp, asJSON, quick, list bool) error {
+	var rows []Row
+	found := false
+	for _, b := range benches {
+		if !match.MatchString(b.name) {
+			continue
+		}
+		found = true
+		if list {
+			fmt.Fprintf(out, "%-20s %s\n", b.name, b.what)
+			continue
+		}
+		if !asJSON {
+			fmt.Fprintf(os.Stderr, "measuring %s ...\n", b.name)
+		}
+		row, err := b.run(ctx, quick)
+		if err != nil {
+			return fmt.Errorf("%s: %w", b.name, err)
+		}
+		row.Name, row.Machine, row.Command = b.name, machine(), "go run ./cmd/bench --run '^"+b.name+"$'"
+		if quick {
+			row.Command += " --quick"
+		}
+		if asJSON {
+			if err := json.NewEncoder(out).Encode(row); err != nil {
+				return err
+			}
+		}
+		rows = append(rows, row)
+	}
+	if !found {
+		return cli.Usagef("no row matches %q: --list lists them", match)
+	}
+	if asJSON || list {
+		return nil
+	}
+	fmt.Fprintf(out, "\n%s\n\n", machine())
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ROW\tVALUE\tYARDSTICK\tRATIO\tAIM\tMET\tNOTE")
+	for _, r := range rows {
+		yard, ratio := "-", "-"
+		if r.YardstickValue != nil {
+			yard = fmt.Sprintf("%s %s", r.Yardstick, number(*r.YardstickValue))
+			ratio = fmt.Sprintf("%.2f", *r.Ratio)
+		}
+		met := "no"
+		if r.Met {
+			met = "yes"
+		}
+		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\t%s\t%s\n", r.Name, number(r.Value), r.Unit, yard, ratio, r.Aim, met, r.Note)
+	}
+	return w.Flush()
+}
+
+func number(v float64) string {
+	if v >= 1000 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.1f", v)
+}
+
+// against fills in a yardstick.
+func (r Row) against(yardstick string, value float64) Row {
+	ratio := r.Value / value
+	r.Yardstick, r.YardstickValue, r.Ratio = yardstick, &value, &ratio
+	return r
+}
+
+// machine describes where the figures come from.
+func machine() string {
+	model := "unknown processor"
+	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(raw)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				model = strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s/%s, %d cores, %s, %s", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), model, runtime.Version())
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	if len(v) == 0 {
+		return 0
+	}
+	return v[len(v)/2]
+}
+
+func percentile(v []time.Duration, p float64) time.Duration {
+	v = slices.Sorted(slices.Values(v))
+	return v[min(int(float64(len(v))*p), len(v)-1)]
+}
+
+// inTempDir runs do in a directory that is removed afterwards.
+func inTempDir(do func(dir string) error) error {
+	dir, err := os.MkdirTemp("", "portbook-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	return do(dir)
+}
