@@ -30,7 +30,7 @@ type gatewayFlags struct {
 	fileHosts                  []string
 	readUser, readPasswordFile string
 	dir, listen                string
-	log, tokenFile, logReady   string
+	log, tokenFile             string
 	policy, onOutage, unlogged string
 	accounts                   string
 	maxSize                    int64
@@ -75,13 +75,12 @@ the index past it. docs/gateway.md is the operator's page.`,
 	fl.StringVar(&f.listen, "listen", "127.0.0.1:7480", "`ADDRESS` to listen on")
 	fl.StringVar(&f.log, "log", "", "`URL` of the log's submission API: https://host[:port], or http:// on this machine")
 	fl.StringVar(&f.tokenFile, "token-file", "", "`FILE` with the token that the log's operator gave for this registry")
-	fl.StringVar(&f.logReady, "log-ready", "", "`URL` that answers 200 when the log takes entries (default: readyz under the log's URL in the policy)")
 	fl.StringVar(&f.policy, "policy", "", "policy `FILE` under which a proof must verify before a file is listed")
-	fl.StringVar(&f.onOutage, "on-log-outage", "hold", "while the log is out, `hold` uploads off the pages until they are proven, or refuse them")
-	fl.StringVar(&f.unlogged, "unlogged", "pass", "files that did not come through this gateway: `pass` them on without a proof, or hide them")
+	fl.StringVar(&f.onOutage, "on-log-outage", "hold", "`hold|refuse`: while the log is out, hold uploads off the pages until they are proven, or refuse them")
+	fl.StringVar(&f.unlogged, "unlogged", "pass", "`pass|hide`: files that did not come through this gateway are passed on without a proof, or hidden")
 	fl.StringVar(&f.accounts, "accounts", "", "YAML `FILE` that says which account is which publisher; see docs/gateway.md")
 	fl.Int64Var(&f.maxSize, "max-size", gateway.DefaultMaxSize, "largest file in `BYTES`")
-	fl.IntVar(&f.maxUploads, "max-uploads", 32, "uploads at a time; more are asked to come again")
+	fl.IntVar(&f.maxUploads, "max-uploads", 32, "`NUMBER` of uploads at a time; more are asked to come again")
 	fl.DurationVar(&f.proofWait, "proof-wait", 15*time.Second, "how long an uploader waits for the proof before hearing that the file is held")
 	cli.Config(cmd)
 	cli.Require(cmd, "registry", "index", "dir", "log", "policy")
@@ -104,14 +103,10 @@ func serveGateway(cmd *cobra.Command, f gatewayFlags) error {
 		return cli.Usage(err)
 	}
 	defer log.Close()
-	ready, err := f.readyURL(cfg.Policy)
-	if err != nil {
-		return cli.Usage(err)
-	}
 	cfg.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-	cfg.Log = gatewayLog{log, ready}
-	if cfg.Refuse && ready == "" {
-		cfg.Logger.Warn("--on-log-outage refuse without --log-ready: an outage is noticed by the first upload that fails")
+	cfg.Log = log
+	if err := cfg.Check(); err != nil {
+		return cli.Usage(err)
 	}
 	g, err := gateway.New(ctx, *cfg)
 	if err != nil {
@@ -203,19 +198,6 @@ func (f *gatewayFlags) config() (*gateway.Config, error) {
 	return cfg, nil
 }
 
-// readyURL is where to ask whether the log takes entries; "" if nobody said.
-func (f *gatewayFlags) readyURL(p *c2sp.Policy) (string, error) {
-	if f.logReady != "" {
-		return f.logReady, nil
-	}
-	for _, l := range p.Logs {
-		if l.URL != "" {
-			return url.JoinPath(l.URL, "readyz")
-		}
-	}
-	return "", nil
-}
-
 // readSecret reads a one-line secret; "" for no file.
 func readSecret(file string) (string, error) {
 	if file == "" {
@@ -230,32 +212,6 @@ func readSecret(file string) (string, error) {
 		return "", fmt.Errorf("%s: want one line, not empty", file)
 	}
 	return s, nil
-}
-
-// gatewayLog is a submission client that can also be asked whether the log is up.
-type gatewayLog struct {
-	*submit.Client
-	ready string // URL; "" means that nobody can tell
-}
-
-func (l gatewayLog) Ready(ctx context.Context) error {
-	if l.ready == "" {
-		return nil
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, l.ready, nil)
-	if err != nil {
-		return err
-	}
-	hc := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := hc.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", l.ready, resp.Status)
-	}
-	return nil
 }
 
 func gatewayPendingCmd() *cobra.Command {

@@ -133,7 +133,7 @@ type Gateway struct {
 
 // New opens the outbox and cleans up after a process that died.
 func New(ctx context.Context, cfg Config) (*Gateway, error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
 	o, err := openOutbox(ctx, cfg.Dir, cfg.Registry)
@@ -157,13 +157,17 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	return g, nil
 }
 
-func (c *Config) check() error {
+// Check finds what is missing or wrong, and fills in the defaults. New calls it.
+func (c *Config) Check() error {
 	if err := entry.CheckRegistry(c.Registry); err != nil {
 		return err
 	}
-	for what, u := range map[string]*url.URL{"index": c.Index, "upload": c.Upload} {
-		if u == nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			return fmt.Errorf("%s URL %v: want http(s)://host/path/, without user, query or fragment", what, u)
+	for _, x := range []struct {
+		what string
+		u    *url.URL
+	}{{"index", c.Index}, {"upload", c.Upload}} {
+		if u := x.u; u == nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return fmt.Errorf("%s URL %s: want http(s)://host/path/, without user, query or fragment", x.what, u.Redacted())
 		}
 	}
 	if !strings.HasSuffix(c.Index.Path, "/") {
