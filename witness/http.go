@@ -20,6 +20,14 @@ import (
 // bodyTimeout is how long a client may take to send its request body.
 const bodyTimeout = 10 * time.Second
 
+// Requests are small: a few kB, or 3.3 kB for each ML-DSA-44 signature. Larger
+// ones than smallBody are read a few at a time, so that slow senders of large
+// bodies cannot fill the memory.
+const (
+	smallBody = 32 << 10
+	bigBodies = 32
+)
+
 // Handler returns the witness's HTTP interface. Submission and monitoring
 // prefix are wherever it is mounted.
 func (w *Witness) Handler() http.Handler {
@@ -64,7 +72,22 @@ func (w *Witness) serveAddCheckpoint(rw http.ResponseWriter, r *http.Request) {
 		problem(rw, http.StatusRequestEntityTooLarge, tooLarge)
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, MaxBody))
+	in := http.MaxBytesReader(rw, r.Body, MaxBody)
+	body, err := io.ReadAll(io.LimitReader(in, smallBody))
+	if err == nil && len(body) == smallBody {
+		select {
+		case w.big <- struct{}{}:
+			defer func() { <-w.big }()
+		default:
+			rw.Header().Set("Retry-After", "1")
+			rw.Header().Set("Connection", "close")
+			problem(rw, http.StatusServiceUnavailable, "too many large requests at once")
+			return
+		}
+		var rest []byte
+		rest, err = io.ReadAll(in)
+		body = append(body, rest...)
+	}
 	if err != nil {
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {

@@ -71,6 +71,44 @@ func TestBodyIsBounded(t *testing.T) {
 	}
 }
 
+// Large bodies are few at a time; small ones, which all honest logs send, go by.
+func TestLargeBodiesAreFewAtATime(t *testing.T) {
+	r := newRig(t)
+	cp := r.log.checkpoint(5)
+	cp.Extensions = []string{strings.Repeat("x", 2*smallBody)}
+	large := body(0, nil, r.log.note(cp))
+	for range bigBodies {
+		r.w.big <- struct{}{}
+	}
+	if a := r.must(r.post(large), 503); a.header.Get("Retry-After") != "1" {
+		t.Errorf("%v", a.header)
+	}
+	r.must(r.post(r.log.request(0, 4)), 200)
+	<-r.w.big
+	for range 3 { // the place is given back each time
+		r.must(r.post(large), 409)
+	}
+	if len(r.w.big) != bigBodies-1 {
+		t.Errorf("%d places are taken", len(r.w.big))
+	}
+}
+
+// A body that is announced too large is not waited for.
+func TestHugeBodyIsRefusedUnread(t *testing.T) {
+	r := newRig(t)
+	c, err := net.Dial("tcp", serve(t, r, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(2 * time.Second))
+	fmt.Fprintf(c, "POST /add-checkpoint HTTP/1.1\r\nHost: w\r\nContent-Length: %d\r\n\r\n", 1<<40)
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || res.StatusCode != 413 || !res.Close {
+		t.Errorf("%+v %v", res, err)
+	}
+}
+
 func TestSlowClientsAreCut(t *testing.T) {
 	r := newRig(t)
 	if s := NewServer(r.h); s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 || s.MaxHeaderBytes <= 0 {

@@ -181,6 +181,11 @@ func TestEveryMust(t *testing.T) {
 		if n := r.audit(r.log.origin); len(n.Sigs) != 3 {
 			t.Errorf("%d signatures are served; two log keys signed, and we", len(n.Sigs))
 		}
+		again, _ := r.log.signer.Sign(r.log.checkpoint(9).Text())
+		r.must(r.post(body(9, nil, r.log.note(r.log.checkpoint(9), again, again))), 200)
+		if n := r.audit(r.log.origin); len(n.Sigs) != 2 {
+			t.Errorf("%d signatures are served; one log key signed, three times, and we", len(n.Sigs))
+		}
 	})
 	t.Run("A log that signs with ML-DSA-44 (tlog-checkpoint: Logs SHOULD).", func(t *testing.T) {
 		r := newRig(t)

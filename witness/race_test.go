@@ -221,6 +221,13 @@ func TestForkIsKept(t *testing.T) {
 		t.Errorf("%d warnings about one bad proof", n)
 	}
 
+	for range 100 {
+		r.must(r.post(evil.request(8, 8)), 422)
+	}
+	if n := strings.Count(journal.String(), "FORK"); n > 20+2 {
+		t.Errorf("%d warnings about two forks", n)
+	}
+
 	// Unsigned notes leave no trace.
 	impostor := newLog(t, r.log.origin)
 	r.must(r.post(impostor.request(8, 8)), 403)

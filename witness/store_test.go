@@ -53,6 +53,18 @@ func TestStateIsNeverMadeAnew(t *testing.T) {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
 			t.Error("looking for it made it")
 		}
+		// Nor would SQLite make it, if it went away after we looked.
+		s, err := connect(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if _, err := s.write.Exec("CREATE TABLE x (y INTEGER)"); err == nil {
+			t.Error("SQLite made a database")
+		}
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Error("SQLite made the file")
+		}
 	})
 	t.Run("missing directory", func(t *testing.T) {
 		refused(t, filepath.Join(t.TempDir(), "unmounted", DatabaseFile), "not mounted")
@@ -204,6 +216,7 @@ func TestAddLog(t *testing.T) {
 	}{
 		"a key of another log":               {b.origin, a.signer.Key(), "one key, one log"},
 		"the same raw key, relabelled":       {b.origin, relabel(t, a.signer, b.origin, c2sp.AlgEd25519), "one key, one log"},
+		"the same, for its own log":          {a.origin, relabel(t, a.signer, "example.com/a2", c2sp.AlgEd25519), "one key, one log"},
 		"a witness's key":                    {b.origin, mustSigner(t, b.origin, c2sp.AlgEd25519Cosig).Key(), "no log signs with"},
 		"this witness's raw key, relabelled": {b.origin, relabel(t, signer, b.origin, c2sp.AlgEd25519), "own key"},
 		"an empty origin":                    {"", b.signer.Key(), "origin"},

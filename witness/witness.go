@@ -42,6 +42,7 @@ type Witness struct {
 	since  time.Time // when the state was made
 	now    func() time.Time
 	log    *slog.Logger
+	big    chan struct{} // one for each large request body being read or judged
 	warn   *rate.Limiter // of warnings that any stranger can cause again and again
 
 	// testBeforeAdvance, if set, is called between the judgement and the
@@ -63,6 +64,7 @@ func New(c Config) (*Witness, error) {
 		return nil, err
 	}
 	w := &Witness{signer: c.Signer, store: c.Store, since: since, now: c.Now, log: c.Logger,
+		big:  make(chan struct{}, bigBodies),
 		warn: rate.NewLimiter(rate.Every(10*time.Second), 20)}
 	if w.now == nil {
 		w.now = time.Now
