@@ -987,6 +987,44 @@ func TestOneGateway(t *testing.T) {
 	}
 }
 
+// TestPrivateIndex: readers use their own credentials, which go to the index alone;
+// what became of an upload the gateway asks as itself.
+func TestPrivateIndex(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	private := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, pass, _ := r.BasicAuth(); accounts[user] != pass || pass == "" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		s.index.ServeHTTP(w, r)
+	}))
+	defer private.Close()
+	s.stop()
+	s.cfg.Index, s.cfg.Upload = parseURL(t, private.URL+"/simple/"), parseURL(t, private.URL+"/legacy/")
+	s.cfg.ReadUser, s.cfg.ReadPassword = "ci", "ci-secret"
+	s.start()
+	d := wheel("demo", "1.0")
+	s.index.AcceptThen500(true)
+	s.upload("alice", d)
+	s.eventually("logged", func() bool { return len(s.log.entries(t)) == 1 })
+	for _, path := range []string{"/simple/", "/simple/demo/", "/files/demo/" + d.file} {
+		code, _, h := s.get(path, "")
+		if code != 401 || h.Get("WWW-Authenticate") == "" {
+			t.Errorf("%s without credentials: %d", path, code)
+		}
+		req, _ := http.NewRequest("GET", s.url+path, nil)
+		req.SetBasicAuth("mallory", "mallory-secret")
+		if resp, err := http.DefaultClient.Do(req); err != nil || resp.StatusCode != 200 {
+			t.Errorf("%s: %v %v", path, resp, err)
+		}
+	}
+	if code, _, _ := s.get("/files/demo/"+d.file, ""); code != 401 {
+		t.Errorf("the file without credentials, after another has read it: %d", code)
+	}
+}
+
 // TestRace: of many uploads of one name at a time the index picks one, and that one
 // is logged, once, whoever else sent the same bytes.
 func TestRace(t *testing.T) {

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -186,14 +188,94 @@ func TestKilledTwice(t *testing.T) {
 	}
 }
 
-// uploadToChild uploads d to a gateway process that dies at the point.
-func (s *stage) uploadToChild(logURL, point, user string, d dist) error {
+// TestKilledUnderLoad kills a gateway with SIGKILL at random moments under six
+// uploaders. The ledger of what was acknowledged is the uploaders' own.
+func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.stop()
+	log := httptest.NewServer(s.log)
+	defer log.Close()
+	type sent struct {
+		d     dist
+		state string // of the answer; "" if there was none
+	}
+	var mu sync.Mutex
+	var ledger []sent
+	for round := range 6 {
+		childURL, cmd := s.startChild(log.URL, "")
+		hc := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		var wg sync.WaitGroup
+		for uploader := range 6 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for n := 0; ; n++ {
+					d := wheel("demo", fmt.Sprintf("%d.%d.%d", round, uploader, n))
+					resp, err := postTo(t, hc, childURL, "alice", d)
+					mu.Lock()
+					if err == nil {
+						ledger = append(ledger, sent{d, resp.Header.Get("Portbook-State")})
+						resp.Body.Close()
+					} else {
+						ledger = append(ledger, sent{d, ""})
+					}
+					mu.Unlock()
+					if err != nil {
+						return
+					}
+				}
+			}()
+		}
+		time.Sleep(time.Duration(50+rand.IntN(250)) * time.Millisecond)
+		cmd.Process.Kill()
+		wg.Wait()
+		cmd.Wait()
+	}
+	s.start()
+	s.eventually("nothing that the index has is pending", func() bool {
+		for _, p := range s.pending() {
+			if _, has := s.index.Has(p.File); has {
+				return false
+			}
+		}
+		return true
+	})
+	stored, acknowledged := 0, 0
+	for _, l := range ledger {
+		if _, has := s.index.Has(l.d.file); has {
+			stored++
+		} else if l.state != "" {
+			t.Errorf("%s: the uploader heard %q, the index does not have it", l.d.file, l.state)
+			continue
+		} else {
+			continue
+		}
+		v := s.checkProven(l.d)
+		if l.state != "" {
+			acknowledged++
+			if l.state != fmt.Sprintf("proven; index=%d", v.Index) {
+				t.Errorf("%s: acknowledged as %q, proven at %d", l.d.file, l.state, v.Index)
+			}
+		}
+	}
+	if n := len(s.log.entries(t)); n != stored {
+		t.Errorf("%d entries for %d files that the index has", n, stored)
+	}
+	if acknowledged == 0 {
+		t.Error("nothing was ever acknowledged: this proves nothing")
+	}
+	t.Logf("%d uploads, %d stored by the index, %d acknowledged", len(ledger), stored, acknowledged)
+}
+
+// startChild starts a gateway process that dies at the point.
+func (s *stage) startChild(logURL, point string) (childURL string, cmd *exec.Cmd) {
 	s.t.Helper()
 	config, err := json.Marshal(childConfig{Index: s.indexURL, Log: logURL, Dir: s.cfg.Dir, Policy: string(s.log.policy.Bytes()), KillAt: point})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd = exec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), "PORTBOOK_TEST_GATEWAY="+string(config))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -203,21 +285,33 @@ func (s *stage) uploadToChild(logURL, point, user string, d dist) error {
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	defer cmd.Process.Kill()
-	var childURL string
+	s.t.Cleanup(func() { cmd.Process.Kill() })
 	if _, err := fmt.Fscanln(out, &childURL); err != nil {
 		s.t.Fatalf("the gateway process did not start: %v", err)
 	}
+	return childURL, cmd
+}
+
+func postTo(t *testing.T, hc *http.Client, to, user string, d dist) (*http.Response, error) {
+	contentType, body := d.form(t)
+	req, err := http.NewRequest("POST", to+"/legacy/", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", contentType)
+	req.SetBasicAuth(user, accounts[user])
+	return hc.Do(req)
+}
+
+// uploadToChild uploads d to a gateway process that dies at the point.
+func (s *stage) uploadToChild(logURL, point, user string, d dist) error {
+	s.t.Helper()
+	childURL, cmd := s.startChild(logURL, point)
 	if point == "repaired" { // nothing to upload: it dies of what it finds
 		cmd.Wait()
 		return errors.New("no answer")
 	}
-	contentType, body := d.form(s.t)
-	req, _ := http.NewRequest("POST", childURL+"/legacy/", bytes.NewReader(body))
-	req.Header.Set("Content-Type", contentType)
-	req.SetBasicAuth(user, accounts[user])
-	hc := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, answered := hc.Do(req)
+	resp, answered := postTo(s.t, &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}, childURL, user, d)
 	if answered == nil {
 		resp.Body.Close()
 	}

@@ -94,3 +94,46 @@ func TestVisible(t *testing.T) {
 		}
 	}
 }
+
+// TestReadAccounts reads the form that the documentation shows, and refuses what
+// could not be logged.
+func TestReadAccounts(t *testing.T) {
+	got, err := parseAccounts([]byte(`accounts:
+  release-bot:
+    auth: trusted-publisher
+    publisher: {kind: github, repository: alice/demo, repository_id: "123", owner_id: "45", workflow: release.yml}
+  alice: {}
+`))
+	if err != nil || got["release-bot"].Publisher.RepositoryID != "123" || got["release-bot"].Auth != "trusted-publisher" || got["alice"].Publisher != nil {
+		t.Errorf("%+v %v", got, err)
+	}
+	for text, want := range map[string]string{
+		"accounts: {a: {publisher: {kind: github}}}":       `account "a"`,
+		"accounts: {a: {auth: magic}}":                     `account "a"`,
+		"accounts: {a: {password: x}}":                     "password",
+		"accounts: {__token__: {auth: trusted-publisher}}": "__token__",
+		"accounts: [a]": "unmarshal",
+	} {
+		if _, err := parseAccounts([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// FuzzPhrase: nothing that an index says can end the status line.
+func FuzzPhrase(f *testing.F) {
+	for _, s := range []string{"", "OK", "a\r\nSet-Cookie: x=1", "\x00\x1b[2J", "ünï", strings.Repeat("x", 5000)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p := phrase(s)
+		if len(p) > 403 {
+			t.Errorf("%d bytes", len(p))
+		}
+		for _, c := range []byte(p) {
+			if c < ' ' || c > '~' {
+				t.Errorf("%q in %q", c, p)
+			}
+		}
+	})
+}
