@@ -56,10 +56,12 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 	if signed.Size < l.HeadSize {
 		// A log that went back may have lost the tiles that would show whether
 		// it forked too. The monitor has read every leaf: it needs none.
-		if err != nil && l.Verified.Size == l.HeadSize && m.examined != signed.Checkpoint.Root {
-			if own := m.compare(ctx, ownTiles{m.cfg.Store, l.ID}, signed.Checkpoint, note); own == nil || errors.As(own, new(*lie)) {
+		if err != nil && m.examined.root == signed.Root && m.examined.err != nil {
+			err = m.examined.err // known; hashing every leaf at every look would be too much
+		} else if err != nil && l.Verified.Size == l.HeadSize {
+			if own := m.compare(ctx, ownTiles{m.cfg.Store, l.ID}, signed.Checkpoint, note); errors.As(own, new(*lie)) {
 				err = own
-				m.examined = signed.Checkpoint.Root // not at every look: it may take long
+				m.examined.root, m.examined.err = signed.Root, own
 			}
 		}
 		if proven := (*lie)(nil); errors.As(err, &proven) && proven.proven {
@@ -263,3 +265,6 @@ func (m *Monitor) ReadEvidence() ([]string, error) {
 	}
 	return names, nil
 }
+
+// EvidenceDir is where evidence files are.
+func (m *Monitor) EvidenceDir() string { return m.cfg.EvidenceDir }

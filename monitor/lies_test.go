@@ -86,6 +86,8 @@ func TestForkIsToldWithEvidence(t *testing.T) {
 				t.Errorf("health %+v %v", h, err)
 			}
 
+			w.round()
+			w.none(w.hook)
 			// Not again: not the next time, not after a restart, and not as an outage.
 			w.clock.Add(time.Hour)
 			w.log.Publish()

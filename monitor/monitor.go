@@ -61,7 +61,10 @@ type Monitor struct {
 	projects map[Watch]int64
 	state    *logState
 	started  time.Time
-	examined [32]byte // root of a smaller tree already compared with our own leaves
+	examined struct { // the smaller tree last compared with our own leaves
+		root [32]byte
+		err  error
+	}
 }
 
 // clockSlack is how far witnesses' clocks may be ahead before it is a trouble.
