@@ -20,6 +20,8 @@ type Report struct {
 	// Problems are the files behind the last two numbers, in order of
 	// appearance, the first 100.
 	Problems []Problem
+	// LogRefused says how the log misbehaved; "" if it is not known to have.
+	LogRefused string
 	// Warnings are sentences about the log's freshness.
 	Warnings []string
 }
@@ -77,7 +79,11 @@ func (c *counts) add(file string, o Outcome, code, detail string) {
 func (p *Proxy) Report() Report {
 	p.counts.mu.Lock()
 	defer p.counts.mu.Unlock()
-	return Report{
+	misbehaved := ""
+	if bad := p.fresh.refusal(); bad != nil {
+		misbehaved = bad.Error()
+	}
+	return Report{LogRefused: misbehaved,
 		Verified: p.counts.n[Verified], Refused: p.counts.n[Refused], CannotCheck: p.counts.n[CannotCheck],
 		Problems: append([]Problem(nil), p.counts.problems...),
 		Warnings: p.fresh.warnings(),

@@ -26,7 +26,7 @@ func (p *Proxy) serveList(w http.ResponseWriter, r *http.Request) {
 		p.badPage(w, r, p.index, err)
 		return
 	}
-	m, _ := pypi.Negotiate(r.Header.Values("Accept")...)
+	m, _ := pypi.NegotiateFor(list.From(), r.Header.Values("Accept")...)
 	p.sendPage(w, r, resp, m, list.Render(m))
 }
 
@@ -59,7 +59,7 @@ func (p *Proxy) servePage(w http.ResponseWriter, r *http.Request, rest string) {
 		p.cfg.Logger.Warn("page: left out what is no URL", "project", project, "reference", clip(printable(ref), 200))
 	}
 	files := p.rewrite(project, page)
-	m, _ := pypi.Negotiate(r.Header.Values("Accept")...)
+	m, _ := pypi.NegotiateFor(page.From(), r.Header.Values("Accept")...)
 	out, err := page.Render(m)
 	if err != nil {
 		p.badPage(w, r, u, err)

@@ -80,6 +80,23 @@ func Negotiate(accept ...string) (m MediaType, ok bool) {
 	return best, bestQ > 0
 }
 
+// NegotiateFor is Negotiate for a page that is at hand in the serialisation of
+// have: if the client takes that at all it gets it, since only so nothing on
+// the page is lost.
+func NegotiateFor(have MediaType, accept ...string) (m MediaType, ok bool) {
+	var same []string
+	for _, part := range strings.Split(strings.Join(accept, ","), ",") {
+		typ, _, _ := mime.ParseMediaType(strings.TrimSpace(part))
+		if strings.HasSuffix(typ, "+json") == have.JSON() {
+			same = append(same, part)
+		}
+	}
+	if m, ok := Negotiate(same...); ok && len(same) > 0 && m.JSON() == have.JSON() {
+		return m, true
+	}
+	return Negotiate(accept...)
+}
+
 // parseContentType returns MediaJSON or MediaHTML and the charset, if said.
 func parseContentType(s string) (m MediaType, charset string, err error) {
 	typ, params, err := mime.ParseMediaType(s)

@@ -115,6 +115,9 @@ func (p *Page) Render(m MediaType) ([]byte, error) {
 	return p.renderHTML()
 }
 
+// From is the serialisation that the page came in: MediaJSON or MediaHTML.
+func (p *Page) From() MediaType { return p.from }
+
 // MapURLs replaces the URL of each file by what f returns for it.
 func (p *Page) MapURLs(f func(*File) string) {
 	for _, file := range p.Files {

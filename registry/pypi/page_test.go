@@ -296,6 +296,23 @@ func TestNegotiate(t *testing.T) {
 	}
 }
 
+func TestNegotiateFor(t *testing.T) {
+	const pip = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.1, text/html; q=0.01"
+	for _, c := range []struct {
+		have   MediaType
+		accept string
+		want   MediaType
+	}{
+		{MediaHTML, pip, MediaHTML}, {MediaJSON, pip, MediaJSON}, {MediaHTML, "text/html", MediaLegacyHTML}, {MediaJSON, "text/html", MediaLegacyHTML},
+		{MediaHTML, "application/vnd.pypi.simple.v1+json", MediaJSON}, {MediaJSON, "", MediaLegacyHTML}, {MediaHTML, "", MediaLegacyHTML},
+		{MediaJSON, "*/*", MediaLegacyHTML}, {MediaHTML, "application/vnd.pypi.simple.v1+json, text/html;q=0", MediaJSON},
+	} {
+		if m, ok := NegotiateFor(c.have, c.accept); m != c.want || !ok {
+			t.Errorf("%s, %q: %s %v", c.have, c.accept, m, ok)
+		}
+	}
+}
+
 func FuzzHTML(f *testing.F) {
 	f.Add(htmlPage)
 	f.Add(`<base href="//x"><a href="%zz">`)

@@ -89,6 +89,9 @@ func parseJSONList(body []byte) (*List, error) {
 	return l, nil
 }
 
+// From is the serialisation that the list came in: MediaJSON or MediaHTML.
+func (l *List) From() MediaType { return l.from }
+
 // Render writes the list. The HTML form links to each project's page
 // relative to the list's own URL, which must end in a slash.
 func (l *List) Render(m MediaType) []byte {
