@@ -27,6 +27,7 @@ const (
 	fieldBytes    = 16 << 20         // of the form beside the file
 	idleTimeout   = time.Minute      // of an uploader
 	uploadTimeout = time.Hour        // for one upload
+	drainTimeout  = time.Minute      // to send the rest of one that is refused
 	indexTimeout  = 30 * time.Minute // for the index to take an upload
 	maxAnswer     = 64 << 10         // of the index's answer that is passed on
 	retrySeconds  = "30"
@@ -43,38 +44,41 @@ func (e *refusal) Error() string { return e.reason }
 func (e *refusal) Unwrap() error { return e.err }
 
 func (g *Gateway) serveUpload(w http.ResponseWriter, r *http.Request) {
-	select {
-	case g.slots <- struct{}{}:
-		defer func() { <-g.slots }()
-	default:
-		g.refuse(w, r, &refusal{status: http.StatusServiceUnavailable, reason: "Portbook gateway: too many uploads at a time, try again"})
+	body := &patientBody{rc: http.NewResponseController(w), body: r.Body, end: time.Now().Add(uploadTimeout)}
+	r.Body = body
+	ans, seq, err := g.take(r)
+	if err == nil {
+		g.finish(w, r, ans, seq)
 		return
 	}
-	r.Body = &patientBody{rc: http.NewResponseController(w), body: r.Body, end: time.Now().Add(uploadTimeout)}
-	if g.cfg.Refuse {
-		if err := g.logOut(r.Context()); err != nil {
-			g.refuse(w, r, &refusal{http.StatusServiceUnavailable, "Portbook: the transparency log is out and this index takes no uploads meanwhile; nothing was uploaded, try again later", err})
-			return
-		}
-	}
-	up, err := g.receive(r)
-	defer up.remove()
-	if err == nil {
-		var ans *indexAnswer
-		var seq int64
-		ans, seq, err = g.hand(r, up)
-		up.remove() // before the uploader, or whoever waits for space, goes on
-		if err == nil {
-			g.finish(w, r, ans, seq)
-			return
-		}
-	}
-	up.remove()
 	var ref *refusal
 	if !errors.As(err, &ref) {
 		ref = storageRefusal(err)
 	}
+	body.end = time.Now().Add(drainTimeout)
 	g.refuse(w, r, ref)
+}
+
+// take brings an upload to the index and returns its answer. The error is a
+// *refusal, or one of our own storage. The spool is free again when it returns.
+func (g *Gateway) take(r *http.Request) (*indexAnswer, int64, error) {
+	select {
+	case g.slots <- struct{}{}:
+		defer func() { <-g.slots }()
+	default:
+		return nil, 0, &refusal{status: http.StatusServiceUnavailable, reason: "Portbook gateway: too many uploads at a time, try again"}
+	}
+	if g.cfg.Refuse {
+		if err := g.logOut(r.Context()); err != nil {
+			return nil, 0, &refusal{http.StatusServiceUnavailable, "Portbook: the transparency log is out and this index takes no uploads meanwhile; nothing was uploaded, try again later", err}
+		}
+	}
+	up, err := g.receive(r)
+	defer up.remove()
+	if err != nil {
+		return nil, 0, err
+	}
+	return g.hand(r, up)
 }
 
 // storageRefusal is what an uploader hears when our own disk fails.
@@ -111,8 +115,13 @@ func (b *patientBody) Read(p []byte) (int, error) {
 	if now.After(b.end) {
 		return 0, os.ErrDeadlineExceeded
 	}
-	b.rc.SetReadDeadline(now.Add(idleTimeout)) // not supported by a test's recorder: then there is no deadline
-	return b.body.Read(p)
+	b.rc.SetReadDeadline(now.Add(idleTimeout)) // where it is not supported there is no deadline
+	n, err := b.body.Read(p)
+	if err != nil {
+		// Who has sent everything may wait for our answer as long as it takes.
+		b.rc.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
 
 func (b *patientBody) Close() error { return b.body.Close() }
@@ -330,7 +339,7 @@ func (g *Gateway) attribute(ctx context.Context, r *http.Request, e *entry.Entry
 	case !basic:
 		e.Auth = "token"
 		return nil
-	case user == "__token__":
+	case user == "__token__" || user == "":
 		// The account behind a token is known to the index alone.
 		e.Auth = "token"
 		return nil
