@@ -137,15 +137,23 @@ func (t *tree) node(ctx context.Context, id compact.NodeID) ([32]byte, error) {
 	return perfectRoot(hashes), nil
 }
 
-// PositionAt builds the position at a verified checkpoint from tiles, for who
-// wants to follow a log from now on without reading its past. The hashes are
-// proven: they must make up the checkpoint's root.
-func PositionAt(ctx context.Context, r TileReader, cp c2sp.Checkpoint) (Position, error) {
-	p := NewPosition()
-	if _, err := newTree(r, cp.Size).extend(ctx, &p, cp.Size); err != nil {
+// PositionAt builds the position after the first size leaves of a verified
+// checkpoint's tree from tiles, for who wants to follow a log from there on
+// without reading its past. The hashes are proven: completed to the whole tree
+// they must make up the checkpoint's root.
+func PositionAt(ctx context.Context, r TileReader, cp c2sp.Checkpoint, size uint64) (Position, error) {
+	if size > cp.Size {
+		return Position{}, fmt.Errorf("the log has %d entries; there is no position %d yet", cp.Size, size)
+	}
+	t, p := newTree(r, cp.Size), NewPosition()
+	if _, err := t.extend(ctx, &p, size); err != nil {
 		return Position{}, err
 	}
-	if p.Root != cp.Root {
+	whole := p.clone()
+	if _, err := t.extend(ctx, &whole, cp.Size); err != nil {
+		return Position{}, err
+	}
+	if whole.Root != cp.Root {
 		return Position{}, &InconsistentError{From: 0, To: cp.Size, Reason: "the log's tiles do not hash to the root of its own checkpoint"}
 	}
 	return p, nil

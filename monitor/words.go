@@ -64,10 +64,37 @@ func (m *Monitor) aboutEntry(a alert.Alert, index uint64, leaf []byte, e *entry.
 	}
 	a.Registry, a.Ecosystem, a.Project, a.Version, a.File = e.Registry, e.Ecosystem, e.Project, e.Version, e.File
 	if e.Kind == entry.KindUpload && e.Claim != entry.ClaimLog {
-		base := e.File[strings.LastIndexByte(e.File, '/')+1:]
-		a.Check = fmt.Sprintf("portbook verify %s --proof %s.tlog-proof --policy policy.txt", base, base)
+		a.Check = VerifyCommand(e)
 	}
 	return a
+}
+
+// VerifyCommand is the command that checks a file against the proof beside it.
+// It is meant to be pasted into a shell, so every word from the entry is quoted
+// where it holds more than plain characters: a file name is a stranger's.
+func VerifyCommand(e *entry.Entry) string {
+	file := e.File[strings.LastIndexByte(e.File, '/')+1:]
+	if strings.HasPrefix(file, "-") {
+		file = "./" + file
+	}
+	cmd := "portbook verify " + shellWord(file) + " --proof " + shellWord(file+".tlog-proof") + " --policy policy.txt --registry " + shellWord(e.Registry)
+	if e.Ecosystem != entry.PyPI {
+		cmd += " --ecosystem " + shellWord(e.Ecosystem) + " --project " + shellWord(e.Project)
+		if file != e.File {
+			cmd += " --file " + shellWord(e.File)
+		}
+	}
+	return cmd
+}
+
+func shellWord(s string) string {
+	plain := s != "" && strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._+@/:=-", r))
+	}) < 0
+	if plain {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func release(e *entry.Entry) string {

@@ -389,8 +389,7 @@ func (s *site) entry(w http.ResponseWriter, r *http.Request) {
 			d.Project = &monitor.Watch{Registry: e.Registry, Ecosystem: e.Ecosystem, Project: e.Project}
 		}
 		if e.Kind == entry.KindUpload {
-			file := e.File[strings.LastIndexByte(e.File, '/')+1:]
-			d.Command = "portbook verify " + file + " --proof " + d.Name + " --policy policy.txt"
+			d.Command = monitor.VerifyCommand(e)
 		}
 	}
 	proof, err := s.buildProof(r.Context(), rec)

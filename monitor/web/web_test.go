@@ -240,4 +240,3 @@ func TestEntryWithoutProofSaysSo(t *testing.T) {
 	p.has(p.get("/entry/0/proof", 502), "says nothing about the entry")
 	p.has(p.get("/", 200), "no witnesses in the policy", "names no witness")
 }
-
