@@ -225,6 +225,7 @@ func (x *testIndex) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case route != nil:
 		route(w, r)
 	case file != nil:
+		w.Header().Set("Content-Length", fmt.Sprint(len(file)))
 		w.Write(file)
 	case strings.HasPrefix(page, "{"):
 		w.Header().Set("Content-Type", "application/vnd.pypi.simple.v1+json")
