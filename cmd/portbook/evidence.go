@@ -1,0 +1,96 @@
+package main
+
+// evidence: judge a file that accuses a log.
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/portbook/portbook/client"
+	"github.com/portbook/portbook/internal/cli"
+	"github.com/spf13/cobra"
+)
+
+func evidenceCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "evidence",
+		Short: "Check evidence that a log has shown two histories",
+	}
+	cmd.AddCommand(evidenceVerifyCmd())
+	return cmd
+}
+
+func evidenceVerifyCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify FILE --policy POLICY",
+		Short: "Check with public keys alone that a log misbehaved",
+		Long: `verify reads an evidence file, as portbook writes one when a log shows it two
+histories, and checks with the public keys of the policy that the log signed
+both. It needs no network, and no trust in whoever made the file.
+
+Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
+2 usage, 3 the file cannot be read.`,
+		Example: `  portbook evidence verify portbook-evidence-8c1f.txt --policy policy`,
+		Args:    cobra.ExactArgs(1),
+	}
+	policyFile := cmd.Flags().String("policy", "", "policy `FILE` with the log's public key")
+	asJSON := cmd.Flags().Bool("json", false, "print a JSON object with file, proven, code, log, first_size, second_size, witnesses, reason")
+	cli.Require(cmd, "policy")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		p, err := client.ReadPolicy(*policyFile)
+		if err != nil {
+			return cli.Usage(err)
+		}
+		b, err := readFile(args[0], client.MaxEvidence)
+		if err != nil {
+			return err
+		}
+		var r evidenceResult
+		r.File = args[0]
+		e, err := client.ParseEvidence(b)
+		var m *client.Misbehaviour
+		if err == nil {
+			m, err = e.Verify(p)
+		}
+		if err != nil {
+			r.Reason = err.Error()
+		} else {
+			r.Proven, r.Code, r.Log, r.Witnesses = true, m.Code, m.First.Origin, m.Witnesses
+			r.FirstSize, r.SecondSize = m.First.Size, m.Second.Size
+		}
+		out := cmd.OutOrStdout()
+		switch {
+		case *asJSON:
+			if err := writeJSON(out, r); err != nil {
+				return err
+			}
+		case r.Proven:
+			fmt.Fprintf(out, "%s: proven\n\n", show(r.File))
+			s, _ := explainCode(r.Code)
+			fmt.Fprint(out, wrap(fmt.Sprintf("%s, %s", show(r.Log), strings.ToLower(s[:1])+s[1:]), 80))
+			fmt.Fprintf(out, "\n  log           %s\n  first tree    size %d, root %x\n  second tree   size %d, root %x\n  code          %s\n",
+				show(r.Log), m.First.Size, m.First.Root, m.Second.Size, m.Second.Root, r.Code)
+			if len(r.Witnesses) > 0 {
+				fmt.Fprintf(out, "  cosigned both %s\n", showAll(r.Witnesses))
+			}
+		default:
+			fmt.Fprintf(out, "%s: proves nothing: %s\n", show(r.File), ascii(strings.TrimPrefix(r.Reason, "evidence: ")))
+		}
+		if !r.Proven {
+			return cli.Exit(cli.Refused, nil)
+		}
+		return nil
+	}
+	return cmd
+}
+
+type evidenceResult struct {
+	File       string   `json:"file"`
+	Proven     bool     `json:"proven"`
+	Code       string   `json:"code,omitempty"`
+	Log        string   `json:"log,omitempty"`
+	FirstSize  uint64   `json:"first_size,omitempty"`
+	SecondSize uint64   `json:"second_size,omitempty"`
+	Witnesses  []string `json:"witnesses,omitempty"` // cosigned both trees
+	Reason     string   `json:"reason,omitempty"`    // why it proves nothing
+}
