@@ -522,7 +522,19 @@ func vectorFiles() map[string][]byte {
 	incl("swapped", no, 3, 7, leaves[3], root7, n01, leaves[2], n46)
 	incl("index is size", no, 7, 7, leaves[6], root7, n45, n03)
 	incl("empty tree", no, 0, 0, leaves[0], EmptyRoot)
-	incl("size 2^63", no, 0, 1<<63, leaves[0], leaves[0])
+	tall, siblings := leaves[0], make([][32]byte, 63) // a path that is right but for the size
+	for i := range siblings {
+		siblings[i] = leaves[1]
+		tall = node(tall, leaves[1])
+	}
+	incl("size 2^62", yes, 0, 1<<62, leaves[0], func() [32]byte {
+		h := leaves[0]
+		for range 62 {
+			h = node(h, leaves[1])
+		}
+		return h
+	}(), siblings[:62]...)
+	incl("size 2^63", no, 0, 1<<63, leaves[0], tall, siblings...)
 	cons := func(name, valid string, old, size uint64, oldRoot, root [32]byte, proof ...[32]byte) {
 		v.add("consistency, "+name, fmt.Sprintf("consistency: %d %d\noldroot: %x\nroot: %x", old, size, oldRoot, root), hashes(proof...), valid)
 	}
@@ -542,7 +554,8 @@ func vectorFiles() map[string][]byte {
 	cons("new root wrong", no, 3, 7, root3, root6, leaves[2], leaves[3], n01, n46)
 	cons("too long", no, 4, 7, root4, root7, n46, n46)
 	cons("shrinking", no, 7, 3, root7, root3, leaves[2])
-	cons("size 2^63", no, 1, 1<<63, leaves[0], root7)
+	cons("size 2^62", yes, 1<<61, 1<<62, root7, node(root7, root4), root4)
+	cons("size 2^63", no, 1<<62, 1<<63, root7, node(root7, root4), root4)
 
 	policyVectors(file("policy"), file("verify"))
 

@@ -1,7 +1,8 @@
 package client
 
 // The codes of refusals and of what cannot be checked, each with one paragraph
-// for the person who meets it: what happened, why it matters, what to do.
+// for the person who meets it: what happened, why it matters, what to do. Those
+// who stand on this package number their own from PB150 and PB350.
 
 // Codes PB1xx: this file is refused.
 const (

@@ -269,6 +269,12 @@ func TestNewReaderRefusesURLs(t *testing.T) {
 			t.Errorf("%q: %v", u, err)
 		}
 	}
+	if r := must(NewReader("http://log.example", &http.Client{})); r.hc.Timeout != readTimeout {
+		t.Errorf("a request may take %v", r.hc.Timeout)
+	}
+	if r := must(NewReader("http://log.example", nil)); r.hc.Timeout != readTimeout || r.hc == http.DefaultClient {
+		t.Errorf("a request may take %v", r.hc.Timeout)
+	}
 	r := must(NewReader("http://log.example", nil))
 	for _, bad := range [][2]int{{-1, 1}, {64, 1}, {0, 0}, {0, 257}, {0, -1}} {
 		if _, err := r.Tile(context.Background(), bad[0], 0, bad[1]); err == nil {

@@ -66,6 +66,9 @@ type stateFile struct {
 // empty state, and is made by the first update; its directory too. A file that
 // is there and cannot be understood is a [*CannotCheck] and stays as it is.
 func OpenState(path string) (*State, error) {
+	if path == "" {
+		return nil, &CannotCheck{Code: CodeStateUnreadable, Reason: "no state file is named"}
+	}
 	logs, err := readState(path)
 	if err != nil {
 		return nil, err

@@ -407,7 +407,9 @@ func TestDamagedStateIsNotReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantNewest(t, s, origin, 10)
-	_, err := OpenState(t.TempDir()) // a directory
+	_, err := OpenState("")
+	wantCannot(t, err, CodeStateUnreadable)
+	_, err = OpenState(t.TempDir()) // a directory
 	wantCannot(t, err, CodeStateUnreadable)
 }
 
@@ -555,6 +557,57 @@ func TestConcurrentProcesses(t *testing.T) {
 		if strings.Contains(e.Name(), ".tmp") {
 			t.Errorf("left %s behind", e.Name())
 		}
+	}
+}
+
+// interrupting is a TileReader during whose first call something happens.
+type interrupting struct {
+	TileReader
+	once func()
+}
+
+func (r *interrupting) Tile(ctx context.Context, level int, index uint64, width int) ([]byte, error) {
+	if r.once != nil {
+		once := r.once
+		r.once = nil
+		once()
+	}
+	return r.TileReader.Tile(ctx, level, index, width)
+}
+
+// TestUpdateThatIsOvertaken: while one process asks the log, another remembers
+// something. The first compares again: it neither loses a larger tree nor takes
+// what has become a fork.
+func TestUpdateThatIsOvertaken(t *testing.T) {
+	ctx := context.Background()
+	l := newTestLog(t, origin)
+	l.fill(30, "log")
+	s := newState(t)
+	if err := s.Update(ctx, l.policy, l.note(10, t0, 1, 2), l); err != nil {
+		t.Fatal(err)
+	}
+	other := must(OpenState(s.path))
+	r := &interrupting{TileReader: l, once: func() {
+		if err := other.Update(ctx, l.policy, l.note(30, t0, 1, 2), l); err != nil {
+			t.Error(err)
+		}
+	}}
+	if err := s.Update(ctx, l.policy, l.note(20, t0, 1, 2), r); err != nil {
+		t.Fatal(err)
+	}
+	wantNewest(t, s, origin, 30)
+
+	f := l.fork(30)
+	f.fill(10, "fork")
+	l.fill(5, "log, later")
+	r = &interrupting{TileReader: f, once: func() {
+		if err := other.Update(ctx, l.policy, l.note(35, t0, 1, 2), l); err != nil {
+			t.Error(err)
+		}
+	}}
+	wantEvidence(t, wantRefusal(t, s.Update(ctx, l.policy, f.note(40, t0, 1, 2), r), CodeForkPrefix), l)
+	if n, _, _ := must(OpenState(s.path)).Newest(origin); n.Checkpoint.Size != 35 {
+		t.Errorf("remembers size %d", n.Checkpoint.Size)
 	}
 }
 
