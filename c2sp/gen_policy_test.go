@@ -183,6 +183,12 @@ func policyVectors(pol, ver *vector) {
 	refuse("text changed after signing", other.Text()+wrongText[len(testCP.Text()):], "bad-signature")
 	refuse("another root under the same signatures", strings.Replace(wrongText, encodeHash(testCP.Root), base64.StdEncoding.EncodeToString(make([]byte, 32)), 1), "bad-signature")
 
+	// A key that was made to have the name and key ID of a known one.
+	p = log + "witness c " + vk(collide1) + "\nquorum c\n"
+	okTimes("a key with a twin", signed(testCP, cosign(collide1, testCP, 100)), 100, 100, "c")
+	refuse("the twin with the same name and key ID", signed(testCP, cosign(collide2, testCP, 100)), "bad-signature")
+	refuse("both twins", signed(testCP, cosign(collide1, testCP, 100), cosign(collide2, testCP, 100)), "bad-signature")
+
 	// Log keys of one origin, and two logs.
 	p = log + "log " + vk(testLogNew) + "\nlog " + vk(otherLog) + "\nquorum none\n"
 	okTimes("quorum none", raw(testCP, must(testLog.Sign(testCP.Text()))), 0, 0, "")

@@ -77,7 +77,8 @@ func OpenState(path string) (*State, error) {
 }
 
 // Newest returns what is remembered of a log, the time of its quorum, and
-// whether there is anything.
+// whether there is anything: as this State last read or wrote the file, which
+// an update by another process does not change.
 func (s *State) Newest(origin string) (Remembered, time.Time, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
