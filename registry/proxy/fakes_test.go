@@ -42,9 +42,8 @@ type testLog struct {
 	leaves [][]byte
 	at     time.Time
 	srv    *httptest.Server
-	status int  // not 0: what the server answers
-	mute   bool // answers no proof
-	asked  int
+	status int // not 0: what the server answers
+	asked  int // for proofs
 }
 
 func newLog(t testing.TB) *testLog {
@@ -121,9 +120,29 @@ func (l *testLog) note(n int) []byte {
 	return []byte(note)
 }
 
+// answer makes the server answer with a status and nothing else; 0 ends that.
+func (l *testLog) answer(status int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status = status
+}
+
+// forget begins a second history.
+func (l *testLog) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaves = nil
+}
+
+func (l *testLog) proofsAsked() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked
+}
+
 func (l *testLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.mu.Lock()
-	status, mute := l.status, l.mute
+	status := l.status
 	l.mu.Unlock()
 	switch {
 	case status != 0:
@@ -137,7 +156,7 @@ func (l *testLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		l.asked++
 		var hits []int
 		for i, leaf := range l.leaves {
-			if e, err := entry.Parse(leaf); err == nil && e.SHA256 == r.URL.Query().Get("sha256") && !mute {
+			if e, err := entry.Parse(leaf); err == nil && e.SHA256 == r.URL.Query().Get("sha256") {
 				hits = append(hits, i)
 			}
 		}
@@ -201,26 +220,33 @@ func leafHashes(leaves [][]byte) (h [][32]byte) {
 
 // A testIndex serves files and pages made from them.
 type testIndex struct {
-	mu     sync.Mutex
-	files  map[string][]byte // by path, "/f/x-1.0.tar.gz"
-	pages  map[string]string // by project: the anchors, or a JSON page if it begins with {
-	routes map[string]http.HandlerFunc
-	asked  map[string]int
+	files  table[[]byte] // by path, "/f/x-1.0.tar.gz"
+	pages  table[string] // by project: the anchors, or a JSON page if it begins with {
+	routes table[http.HandlerFunc]
 	srv    *httptest.Server
 }
 
+// A table may be changed while a server reads it.
+type table[V any] struct{ m sync.Map }
+
+func (t *table[V]) set(k string, v V) { t.m.Store(k, v) }
+
+func (t *table[V]) get(k string) (v V) {
+	if x, ok := t.m.Load(k); ok {
+		v = x.(V)
+	}
+	return v
+}
+
 func newIndex(t testing.TB) *testIndex {
-	x := &testIndex{files: map[string][]byte{}, pages: map[string]string{}, routes: map[string]http.HandlerFunc{}, asked: map[string]int{}}
+	x := &testIndex{}
 	x.srv = httptest.NewServer(x)
 	t.Cleanup(x.srv.Close)
 	return x
 }
 
 func (x *testIndex) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x.mu.Lock()
-	x.asked[r.URL.Path]++
-	route, file, page := x.routes[r.URL.Path], x.files[r.URL.Path], x.pages[strings.Trim(strings.TrimPrefix(r.URL.Path, "/simple"), "/")]
-	x.mu.Unlock()
+	route, file, page := x.routes.get(r.URL.Path), x.files.get(r.URL.Path), x.pages.get(strings.Trim(strings.TrimPrefix(r.URL.Path, "/simple"), "/"))
 	switch {
 	case route != nil:
 		route(w, r)
@@ -240,14 +266,12 @@ func (x *testIndex) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // put serves a file with its proof, and lists it with its digest.
 func (x *testIndex) put(file string, content, proof []byte) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.files["/f/"+file] = content
+	x.files.set("/f/"+file, content)
 	if proof != nil {
-		x.files["/f/"+file+".tlog-proof"] = proof
+		x.files.set("/f/"+file+".tlog-proof", proof)
 	}
 	sum := sha256.Sum256(content)
-	x.pages[project(file)] += fmt.Sprintf(`<a href="../../f/%s#sha256=%x">%s</a>`, html.EscapeString(file), sum, file)
+	x.pages.set(project(file), x.pages.get(project(file))+fmt.Sprintf(`<a href="../../f/%s#sha256=%x">%s</a>`, html.EscapeString(file), sum, file))
 }
 
 func project(file string) string { name, _, _ := strings.Cut(file, "-"); return name }

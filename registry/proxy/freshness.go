@@ -32,9 +32,6 @@ func (p *Proxy) Refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*logTimeout)
 	defer cancel()
 	err := p.cfg.State.Latest(ctx, p.cfg.Policy, p.reader)
-	if ctx.Err() == context.Canceled {
-		return
-	}
 	var warn []string
 	var refusal *client.Refusal
 	if errors.As(err, &refusal) {

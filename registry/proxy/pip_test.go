@@ -99,7 +99,7 @@ func TestPipShowsRefusal(t *testing.T) {
 		}{
 			{"swapped, the page still tells the old digest", "PORTBOOK REFUSED (" + client.CodeDigest + "): the index hands out other contents", func(s *stand) {
 				s.good(file, content)
-				s.index.files["/f/"+file] = swapped
+				s.index.files.set("/f/"+file, swapped)
 			}},
 			{"swapped, the page tells the new digest", "PORTBOOK REFUSED (" + client.CodeDigest + "): the index hands out other contents", func(s *stand) {
 				s.index.put(file, swapped, s.log.prove(s.log.add(upload("wheel", file, content)), 2))
@@ -110,14 +110,14 @@ func TestPipShowsRefusal(t *testing.T) {
 			}},
 			{"index fails", "PORTBOOK CANNOT CHECK (" + proxy.CodeIndexAnswer + "): the index answered with an error, not evidence of tampering; retry", func(s *stand) {
 				s.good(file, content)
-				s.index.routes["/f/"+file] = func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }
+				s.index.routes.set("/f/"+file, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) })
 			}},
 			{"metadata swapped", "PORTBOOK REFUSED (" + proxy.CodeMetadata + "): the metadata", func(s *stand) {
 				e := upload("wheel", file, content)
 				e.MetadataSHA256 = strings.Repeat("ab", 32)
 				s.index.put(file, content, s.log.prove(s.log.add(e), 2))
-				s.index.files["/f/"+file+".metadata"] = []byte("Metadata-Version: 2.1\nName: wheel\nVersion: 0.38.4\n")
-				s.index.pages["wheel"] = strings.Replace(s.index.pages["wheel"], "<a ", `<a data-dist-info-metadata="true" `, 1)
+				s.index.files.set("/f/"+file+".metadata", []byte("Metadata-Version: 2.1\nName: wheel\nVersion: 0.38.4\n"))
+				s.index.pages.set("wheel", strings.Replace(s.index.pages.get("wheel"), "<a ", `<a data-dist-info-metadata="true" `, 1))
 			}},
 		} {
 			t.Run(version+"/"+c.name, func(t *testing.T) {
@@ -174,7 +174,7 @@ func TestSwappedPaddedWheel(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			s := newStand(t, func(_ *stand, c *proxy.Config) { c.Hold = 1 })
 			s.index.put(file, evil, s.log.prove(s.log.add(upload("padded", file, real)), 2))
-			s.index.pages["padded"] = `<a href="/f/` + file + `">` + file + `</a>` // no digest for pip to compare
+			s.index.pages.set("padded", `<a href="/f/`+file+`">`+file+`</a>`) // no digest for pip to compare
 			if out, err, installed := s.install(t, py, "padded"); err == nil || installed {
 				t.Errorf("installed %v\n%s", installed, out)
 			}
@@ -191,7 +191,7 @@ func TestPipWithOtherIndexes(t *testing.T) {
 			s := newStand(t, func(s *stand, c *proxy.Config) { c.Log = s.log.srv.URL })
 			s.log.add(upload("wheel", file, content))
 			s.index.put(file, content, nil)
-			s.index.pages["wheel"] = `<a href="/f/` + file + `">` + file + `</a>`
+			s.index.pages.set("wheel", `<a href="/f/`+file+`">`+file+`</a>`)
 			if out, err, installed := s.install(t, py, "wheel"); err != nil || !installed {
 				t.Errorf("%v\n%s", err, out)
 			}
@@ -201,7 +201,7 @@ func TestPipWithOtherIndexes(t *testing.T) {
 			other := newIndex(t)
 			s := newStand(t, func(_ *stand, c *proxy.Config) { c.FileHosts = []string{hostOf(t, other.srv.URL)} })
 			other.put(file, content, s.log.prove(s.log.add(upload("wheel", file, content)), 2))
-			s.index.pages["wheel"] = `{"meta":{"api-version":"1.1"},"name":"wheel","files":[{"filename":"` + file + `","url":"` + other.srv.URL + "/f/" + file + `","hashes":{},"yanked":false}]}`
+			s.index.pages.set("wheel", `{"meta":{"api-version":"1.1"},"name":"wheel","files":[{"filename":"`+file+`","url":"`+other.srv.URL+"/f/"+file+`","hashes":{},"yanked":false}]}`)
 			if out, err, installed := s.install(t, py, "wheel"); err != nil || !installed {
 				t.Errorf("%v\n%s", err, out)
 			}

@@ -101,23 +101,23 @@ func TestRefusals(t *testing.T) {
 		}},
 		{"swapped, page tells the old digest, same size", client.CodeDigest, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.files["/f/x-1.0.tar.gz"] = []byte("the evil content")
+			s.index.files.set("/f/x-1.0.tar.gz", []byte("the evil content"))
 		}},
 		{"swapped, page tells the old digest, shorter", client.CodeDigest, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.files["/f/x-1.0.tar.gz"] = []byte("evil")
+			s.index.files.set("/f/x-1.0.tar.gz", []byte("evil"))
 		}},
 		{"swapped, page tells no digest", client.CodeDigest, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.files["/f/x-1.0.tar.gz"] = []byte("the evil content")
-			s.index.pages["x"] = `<a href="/f/x-1.0.tar.gz">x-1.0.tar.gz</a>`
+			s.index.files.set("/f/x-1.0.tar.gz", []byte("the evil content"))
+			s.index.pages.set("x", `<a href="/f/x-1.0.tar.gz">x-1.0.tar.gz</a>`)
 		}},
 		{"swapped, longer without saying so", client.CodeDigest, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.routes["/f/x-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) {
+			s.index.routes.set("/f/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) {
 				w.(http.Flusher).Flush()
 				w.Write(bytes.Repeat([]byte("evil"), 1<<18))
-			}
+			})
 		}},
 		{"a removal is no upload", client.CodeNotUpload, func(s *stand) {
 			e := upload("x", "x-1.0.tar.gz", content)
@@ -126,27 +126,27 @@ func TestRefusals(t *testing.T) {
 		}},
 		{"proof too long", proxy.CodeIndexAnswer, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.files["/f/x-1.0.tar.gz.tlog-proof"] = make([]byte, 513<<10)
+			s.index.files.set("/f/x-1.0.tar.gz.tlog-proof", make([]byte, 513<<10))
 		}},
 		{"index fails on the proof", proxy.CodeIndexAnswer, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.routes["/f/x-1.0.tar.gz.tlog-proof"] = func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }
+			s.index.routes.set("/f/x-1.0.tar.gz.tlog-proof", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) })
 		}},
 		{"index fails on the file", proxy.CodeIndexAnswer, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.routes["/f/x-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }
+			s.index.routes.set("/f/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) })
 		}},
 		{"index drops the connection", proxy.CodeIndexUnreachable, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.routes["/f/x-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }
+			s.index.routes.set("/f/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) })
 		}},
 		{"file breaks off", proxy.CodeIndexUnreachable, func(s *stand) {
 			s.good("x-1.0.tar.gz", content)
-			s.index.routes["/f/x-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) {
+			s.index.routes.set("/f/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 				w.Write(content[:3])
 				panic(http.ErrAbortHandler)
-			}
+			})
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -182,9 +182,9 @@ func TestSwappedLongFile(t *testing.T) {
 	for _, digestOnPage := range []bool{true, false} {
 		s := newStand(t, func(_ *stand, c *proxy.Config) { c.Hold = 1 << 20 })
 		s.good("x-1.0.tar.gz", content)
-		s.index.files["/f/x-1.0.tar.gz"] = evil
+		s.index.files.set("/f/x-1.0.tar.gz", evil)
 		if !digestOnPage {
-			s.index.pages["x"] = `<a href="/f/x-1.0.tar.gz">x-1.0.tar.gz</a>`
+			s.index.pages.set("x", `<a href="/f/x-1.0.tar.gz">x-1.0.tar.gz</a>`)
 		}
 		_, urls := s.page("x")
 		a := get(t, urls[0])
@@ -209,7 +209,7 @@ func TestHTTP10GetsWholeFilesOnly(t *testing.T) {
 	if !strings.HasPrefix(out, "HTTP/1.0 200") || !strings.HasSuffix(out, string(content)) {
 		t.Errorf("%.100q", out)
 	}
-	s.index.files["/f/x-1.0.tar.gz"] = random(3<<20 + 1)[1:]
+	s.index.files.set("/f/x-1.0.tar.gz", random(3<<20 + 1)[1:])
 	if out := raw(t, hostOf(t, s.srv.URL), "GET "+path+" HTTP/1.0\r\n\r\n"); !strings.Contains(out, "403 PORTBOOK REFUSED (PB115)") {
 		t.Errorf("%.100q", out)
 	}
@@ -225,8 +225,8 @@ func TestProofFromLog(t *testing.T) {
 		_, urls := s.page("x")
 		get(t, urls[0]).passed(t, "file", content)
 		get(t, urls[0]).passed(t, "again", content)
-		if s.log.asked != 1 {
-			t.Errorf("the log was asked %d times", s.log.asked)
+		if n := s.log.proofsAsked(); n != 1 {
+			t.Errorf("the log was asked %d times", n)
 		}
 		s.counted(1, 0, 0)
 	})
@@ -234,13 +234,13 @@ func TestProofFromLog(t *testing.T) {
 		s := newStand(t, withLog)
 		s.log.add(upload("x", "x-1.0.tar.gz", content))
 		s.index.put("x-1.0.tar.gz", content, nil)
-		s.index.pages["x"] = `<a href="/f/x-1.0.tar.gz">x-1.0.tar.gz</a>`
+		s.index.pages.set("x", `<a href="/f/x-1.0.tar.gz">x-1.0.tar.gz</a>`)
 		_, urls := s.page("x")
 		get(t, urls[0]).passed(t, "file", content)
 		if h := request(t, http.MethodHead, urls[0]); h.code != 200 {
 			t.Errorf("HEAD: %s", h.line)
 		}
-		s.index.files["/f/x-1.0.tar.gz"] = random(101)[1:]
+		s.index.files.set("/f/x-1.0.tar.gz", random(101)[1:])
 		get(t, urls[0]).refused(t, "swapped", client.CodeDigest)
 	})
 	t.Run("garbage beside, truth in the log", func(t *testing.T) {
@@ -284,7 +284,7 @@ func TestProofFromLog(t *testing.T) {
 	})
 	t.Run("log answers nonsense", func(t *testing.T) {
 		s := newStand(t, withLog)
-		s.log.status = 200 // with an empty body
+		s.log.answer(200) // with an empty body
 		s.index.put("x-1.0.tar.gz", content, nil)
 		_, urls := s.page("x")
 		get(t, urls[0]).refused(t, "file", client.CodeBadAnswer)
@@ -320,8 +320,8 @@ func TestMetadata(t *testing.T) {
 		if c.page {
 			attr = fmt.Sprintf(` data-core-metadata="sha256=%x"`, sum)
 		}
-		s.index.pages["x"] = strings.Replace(s.index.pages["x"], "<a", "<a"+attr, 1)
-		s.index.files["/f/"+file+".metadata"] = c.served
+		s.index.pages.set("x", strings.Replace(s.index.pages.get("x"), "<a", "<a"+attr, 1))
+		s.index.files.set("/f/"+file+".metadata", c.served)
 		_, urls := s.page("x")
 		a := get(t, urls[0]+".metadata")
 		if c.code != "" {
@@ -338,7 +338,7 @@ func TestMetadata(t *testing.T) {
 	}
 	s := newStand(t, nil)
 	s.index.put(file, wheel, nil)
-	s.index.files["/f/"+file+".metadata"] = meta
+	s.index.files.set("/f/"+file+".metadata", meta)
 	_, urls := s.page("x")
 	get(t, urls[0]+".metadata").refused(t, "metadata of an unproven wheel", client.CodeNoProof)
 	s.counted(0, 1, 0)
@@ -348,7 +348,7 @@ func TestProofPassedOn(t *testing.T) {
 	s := newStand(t, nil)
 	s.good("x-1.0.tar.gz", []byte("x"))
 	_, urls := s.page("x")
-	get(t, urls[0]+".tlog-proof").passed(t, "proof", s.index.files["/f/x-1.0.tar.gz.tlog-proof"])
+	get(t, urls[0]+".tlog-proof").passed(t, "proof", s.index.files.get("/f/x-1.0.tar.gz.tlog-proof"))
 	s.index.put("y-1.0.tar.gz", []byte("y"), nil)
 	_, urls = s.page("y")
 	if a := get(t, urls[0]+".tlog-proof"); a.code != 404 {
@@ -368,13 +368,13 @@ func TestNoOpenProxy(t *testing.T) {
 	get(t, s.srv.URL+"/files/http/"+host+"/x-1.0.tar.gz").refused(t, "a host no page has named", proxy.CodeFileHost)
 
 	// A page may name a host, but not make us ask our own network.
-	s.index.pages["x"] = `<a href="http://` + host + `/x-1.0.tar.gz">x</a>`
+	s.index.pages.set("x", `<a href="http://`+host+`/x-1.0.tar.gz">x</a>`)
 	_, urls := s.page("x")
 	get(t, urls[0]).refused(t, "a private address on a page", proxy.CodeFileHost)
 
 	// Nor may a redirect.
 	s.good("y-1.0.tar.gz", []byte("y"))
-	s.index.routes["/f/y-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, secret.URL+"/y-1.0.tar.gz", 302) }
+	s.index.routes.set("/f/y-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, secret.URL+"/y-1.0.tar.gz", 302) })
 	_, urls = s.page("y")
 	get(t, urls[0]).refused(t, "a redirect to a private address", proxy.CodeFileHost)
 
@@ -394,7 +394,7 @@ func TestFileHost(t *testing.T) {
 	other := newIndex(t)
 	s := newStand(t, func(_ *stand, c *proxy.Config) { c.FileHosts = []string{hostOf(t, other.srv.URL)} })
 	other.put("x-1.0.tar.gz", content, s.log.prove(s.log.add(upload("x", "x-1.0.tar.gz", content)), 2))
-	s.index.pages["x"] = `<a href="` + other.srv.URL + `/f/x-1.0.tar.gz?key=v%2Fw">x</a>`
+	s.index.pages.set("x", `<a href="`+other.srv.URL+`/f/x-1.0.tar.gz?key=v%2Fw">x</a>`)
 	// A lock file may ask without having seen the page.
 	get(t, s.srv.URL+"/files/http/"+hostOf(t, other.srv.URL)+"/f/x-1.0.tar.gz").passed(t, "unseen", content)
 	_, urls := s.page("x")
@@ -402,9 +402,9 @@ func TestFileHost(t *testing.T) {
 		t.Error(urls[0])
 	}
 	get(t, urls[0]).passed(t, "with query", content)
-	s.index.routes["/f/y-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) {
+	s.index.routes.set("/f/y-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, other.srv.URL+"/f/x-1.0.tar.gz", http.StatusFound)
-	}
+	})
 	s.index.put("y-1.0.tar.gz", content, s.log.prove(s.log.add(upload("y", "y-1.0.tar.gz", content)), 2))
 	_, urls = s.page("y")
 	get(t, urls[0]).passed(t, "redirect to a known host", content)
@@ -430,7 +430,7 @@ func TestUsedAsHTTPProxy(t *testing.T) {
 
 func TestStatusLineCannotBeSplit(t *testing.T) {
 	s := newStand(t, nil)
-	s.index.pages["x"] = `{"meta":{"api-version":"1.0"},"name":"x","files":[{"filename":"x-1.0.tar.gz\r\nSet-Cookie: a=b","url":"/f/other.tar.gz","hashes":{}}]}`
+	s.index.pages.set("x", `{"meta":{"api-version":"1.0"},"name":"x","files":[{"filename":"x-1.0.tar.gz\r\nSet-Cookie: a=b","url":"/f/other.tar.gz","hashes":{}}]}`)
 	body, _ := s.page("x")
 	_, rest, _ := strings.Cut(body, `../../refused/PB153/`)
 	name, _, _ := strings.Cut(rest, `"`)
@@ -444,7 +444,7 @@ func TestStatusLineCannotBeSplit(t *testing.T) {
 func TestPages(t *testing.T) {
 	s := newStand(t, nil)
 	s.good("x-1.0.tar.gz", []byte("x"))
-	s.index.pages["x"] += `<a href="../">parent</a><a href="git+https://e/x#egg=x-9">vcs</a><a href="ftp://e/x-2.0.tar.gz">ftp</a>`
+	s.index.pages.set("x", s.index.pages.get("x")+`<a href="../">parent</a><a href="git+https://e/x#egg=x-9">vcs</a><a href="ftp://e/x-2.0.tar.gz">ftp</a>`)
 	body, urls := s.page("x")
 	if len(urls) != 3 || strings.Contains(body, "egg=") || strings.Contains(body, "ftp://") || strings.Contains(body, "git+") {
 		t.Errorf("%s", body)
@@ -468,10 +468,10 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s: %s", path, a.line)
 		}
 	}
-	s.index.routes["/simple/"] = func(w http.ResponseWriter, r *http.Request) {
+	s.index.routes.set("/simple/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		io.WriteString(w, `<a href="/simple/x/">X</a>`)
-	}
+	})
 	if a := get(t, s.srv.URL+"/simple/"); a.code != 200 || !bytes.Contains(a.body, []byte(`<a href="x/">X</a>`)) {
 		t.Errorf("list: %s %s", a.line, a.body)
 	}
@@ -496,20 +496,20 @@ func TestPages(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		},
 	} {
-		s.index.routes["/simple/"+name+"/"] = route
+		s.index.routes.set("/simple/"+name+"/", route)
 		if a := get(t, s.srv.URL+"/simple/"+name+"/"); a.code != 502 || !bytes.Contains(a.body, []byte("PORTBOOK CANNOT CHECK (PB35")) {
 			t.Errorf("%s: %s %s", name, a.line, a.body)
 		}
 	}
 	s.counted(0, 2, 7)
-	s.index.routes["/simple/private/"] = func(w http.ResponseWriter, r *http.Request) {
+	s.index.routes.set("/simple/private/", func(w http.ResponseWriter, r *http.Request) {
 		if u, p, _ := r.BasicAuth(); u != "me" || p != "pw" {
 			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
 			w.WriteHeader(401)
 			return
 		}
 		w.Header().Set("Content-Type", "text/html")
-	}
+	})
 	if a := get(t, s.srv.URL+"/simple/private/"); a.code != 401 || a.header.Get("WWW-Authenticate") == "" {
 		t.Errorf("%s", a.line)
 	}
@@ -523,18 +523,18 @@ func TestCredentialsStayAtHome(t *testing.T) {
 	other := newIndex(t)
 	content := []byte("x")
 	var got string
-	other.routes["/x-1.0.tar.gz"] = func(w http.ResponseWriter, r *http.Request) { got = r.Header.Get("Authorization"); w.Write(content) }
+	other.routes.set("/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) { got = r.Header.Get("Authorization"); w.Write(content) })
 	s := newStand(t, func(s *stand, c *proxy.Config) {
 		c.Index = strings.Replace(c.Index, "http://", "http://me:pw@", 1)
 		c.FileHosts = []string{hostOf(t, other.srv.URL)}
 	})
 	var home string
-	s.index.routes["/simple/x/"] = func(w http.ResponseWriter, r *http.Request) {
+	s.index.routes.set("/simple/x/", func(w http.ResponseWriter, r *http.Request) {
 		home = r.Header.Get("Authorization")
 		w.Header().Set("Content-Type", "text/html")
 		io.WriteString(w, `<a href="`+other.srv.URL+`/x-1.0.tar.gz">x</a>`)
-	}
-	other.files["/x-1.0.tar.gz.tlog-proof"] = s.log.prove(s.log.add(upload("x", "x-1.0.tar.gz", content)), 2)
+	})
+	other.files.set("/x-1.0.tar.gz.tlog-proof", s.log.prove(s.log.add(upload("x", "x-1.0.tar.gz", content)), 2))
 	body, urls := s.page("x")
 	get(t, urls[0], "Authorization", "Bearer client").passed(t, "file", content)
 	if home == "" || got != "" || strings.Contains(body, "pw") {
@@ -563,10 +563,10 @@ func TestFreshness(t *testing.T) {
 	if a := get(t, urls[0]); a.code != 200 || !strings.Contains(a.header.Get("Portbook-Warning"), "old") || len(s.proxy.Report().Warnings) != 1 {
 		t.Errorf("old: %s %q %q", a.line, a.header.Get("Portbook-Warning"), s.proxy.Report().Warnings)
 	}
-	s.log.status = 500 // the log is out: warned about, nothing else
+	s.log.answer(500) // the log is out: warned about, nothing else
 	s.proxy.Refresh(ctx)
 	get(t, urls[0]).passed(t, "log out", []byte("x"))
-	s.log.status = 0
+	s.log.answer(0)
 
 	// Two trees of one size: nothing of this log is believed any more.
 	s.log.mu.Lock()
@@ -589,7 +589,7 @@ func TestForkInProof(t *testing.T) {
 	})
 	s.good("x-1.0.tar.gz", []byte("x"))
 	s.proxy.Refresh(ctx)
-	s.log.leaves = nil // a second history
+	s.log.forget() // a second history
 	s.good("y-1.0.tar.gz", []byte("y"))
 	_, urls := s.page("y")
 	get(t, urls[0]).refused(t, "fork", client.CodeForkSameSize)
