@@ -149,12 +149,11 @@ func (p *Proxy) badPage(w http.ResponseWriter, r *http.Request, u *url.URL, err 
 	if r.Context().Err() != nil {
 		return // the client has gone
 	}
-	code := CodeIndexAnswer
+	code, detail := CodeIndexAnswer, "the page: "+printable(err.Error())
 	var c *client.CannotCheck
 	if errors.As(err, &c) {
-		code = c.Code
+		code, detail = c.Code, c.Reason
 	}
-	detail := "page " + u.String() + ": " + printable(err.Error())
 	p.counts.add(u.String(), CannotCheck, code, detail)
 	p.cfg.Logger.Warn("cannot check", "page", u.String(), "code", code, "reason", err.Error())
 	w.Header().Set("Cache-Control", "no-store")
