@@ -6,20 +6,21 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"os/signal"
 	"regexp"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"github.com/portbook/portbook/internal/cli"
-	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
-	"log/slog"
 )
 
 // Row is one figure.
@@ -53,24 +54,44 @@ var benches = []bench{
 }
 
 func main() {
-	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
-	cmd := &cobra.Command{
-		Use:   "bench",
-		Short: "Measure Portbook on this machine, against yardsticks in the same run",
-		Args:  cobra.NoArgs,
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // Tessera's own log
+	os.Exit(command())
+}
+
+func command() int {
+	match := flag.String("run", "", "only rows whose name matches this `REGEXP`")
+	asJSON := flag.Bool("json", false, "one JSON object a row")
+	quick := flag.Bool("quick", false, "keep each row under 20 s")
+	list := flag.Bool("list", false, "list the rows")
+	profile := flag.String("cpuprofile", "", "write a CPU profile to `FILE`, for go tool pprof")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "bench measures Portbook on this machine, against yardsticks in the same run.\n\nUsage: go run ./cmd/bench [flags]")
+		flag.PrintDefaults()
 	}
-	match := cmd.Flags().String("run", "", "only rows whose name matches this `REGEXP`")
-	asJSON := cmd.Flags().Bool("json", false, "one JSON object a row")
-	quick := cmd.Flags().Bool("quick", false, "keep each row under 20 s")
-	list := cmd.Flags().Bool("list", false, "list the rows")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		re, err := regexp.Compile(*match)
-		if err != nil {
-			return cli.Usagef("--run: %w", err)
+	flag.Parse()
+	re, err := regexp.Compile(*match)
+	if err != nil || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "bench: -run takes a regular expression, and there are no other arguments:", err, flag.Args())
+		return 2
+	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
 		}
-		return run(cmd.Context(), cmd.OutOrStdout(), re, *asJSON, *quick, *list)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 3
+		}
+		defer pprof.StopCPUProfile()
 	}
-	cli.Main(cmd)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Stdout, re, *asJSON, *quick, *list); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 3
+	}
+	return 0
 }
 
 func run(ctx context.Context, out io.Writer, match *regexp.Regexp, asJSON, quick, list bool) error {
@@ -92,9 +113,9 @@ func run(ctx context.Context, out io.Writer, match *regexp.Regexp, asJSON, quick
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
-		row.Name, row.Machine, row.Command = b.name, machine(), "go run ./cmd/bench --run '^"+b.name+"$'"
+		row.Name, row.Machine, row.Command = b.name, machine(), "go run ./cmd/bench -run '^"+b.name+"$'"
 		if quick {
-			row.Command += " --quick"
+			row.Command += " -quick"
 		}
 		if asJSON {
 			if err := json.NewEncoder(out).Encode(row); err != nil {
@@ -104,7 +125,7 @@ func run(ctx context.Context, out io.Writer, match *regexp.Regexp, asJSON, quick
 		rows = append(rows, row)
 	}
 	if !found {
-		return cli.Usagef("no row matches %q: --list lists them", match)
+		return fmt.Errorf("no row matches %q: -list lists them", match)
 	}
 	if asJSON || list {
 		return nil

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Runs the tests. Installs the real neighbours that they need (pip, twine, …) as
+# root on Debian, else says what is missing. Ends with the counts, and names
+# every test that was skipped.
+#
+#   ./test.sh                all tests, then the fuzz targets for a moment each
+#   ./test.sh fuzz 20s       only the fuzz targets, for so long each
+set -uo pipefail
+cd "$(dirname "$0")" || exit 2
+
+# What the tests use besides Go, and what to look for.
+neighbours=(
+	"python3:python3" "pip:python3-pip" "twine:twine" "shellcheck:shellcheck" "systemd-analyze:systemd"
+)
+wheels=(python3-pip-whl python3-setuptools-whl python3-wheel-whl)
+
+have() {
+	case $1 in
+	pip) /usr/bin/python3 -m pip --version >/dev/null 2>&1 ;;
+	*) command -v "$1" >/dev/null 2>&1 ;;
+	esac
+}
+
+missing() {
+	local n
+	for n in "${neighbours[@]}"; do
+		have "${n%%:*}" || echo "${n##*:}"
+	done
+	ls /usr/share/python-wheels/pip-*.whl >/dev/null 2>&1 || echo "${wheels[@]}"
+}
+
+install_neighbours() {
+	local need
+	need=$(missing | tr '\n' ' ')
+	[ -n "$need" ] || return 0
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+		echo "installing for the tests: $need"
+		# shellcheck disable=SC2086 # a list of packages
+		if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $need; } >/tmp/portbook-apt.$$ 2>&1; then
+			tail -5 /tmp/portbook-apt.$$
+			echo "could not install: $need (the tests that need them are skipped, and named below)"
+		fi
+		rm -f /tmp/portbook-apt.$$
+	else
+		echo "missing: $need (apt-get install them as root; the tests that need them are skipped, and named below)"
+	fi
+}
+
+# fuzz_targets prints "package target" a line.
+fuzz_targets() {
+	grep -rl --include='*_test.go' '^func Fuzz' . | while read -r f; do
+		grep -o '^func Fuzz[A-Za-z0-9_]*' "$f" | sed "s|^func |$(dirname "$f") |"
+	done | sort -u
+}
+
+run_fuzz() {
+	local failed=0 n=0 pkg target
+	while read -r pkg target; do
+		n=$((n + 1))
+		if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "$1" "$pkg" >/tmp/portbook-fuzz.$$ 2>&1; then
+			echo "FUZZ FAILED: $pkg $target"
+			tail -30 /tmp/portbook-fuzz.$$
+			failed=$((failed + 1))
+		fi
+	done < <(fuzz_targets)
+	rm -f /tmp/portbook-fuzz.$$
+	echo "fuzz: $n targets for $1 each, $failed failed"
+	[ "$n" -gt 0 ] && [ "$failed" = 0 ]
+}
+
+if [ "${1:-}" = fuzz ]; then
+	run_fuzz "${2:-20s}"
+	exit
+fi
+
+install_neighbours
+
+# Tests must not be led astray by how this machine reaches its package index.
+unset PIP_FIND_LINKS PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL REQUESTS_CA_BUNDLE SSL_CERT_FILE
+
+status=0
+unformatted=$(git ls-files '*.go' | xargs gofmt -l)
+if [ -n "$unformatted" ]; then
+	echo "not gofmt-ed: $unformatted"
+	status=1
+fi
+go vet ./... || status=1
+
+log=$(mktemp)
+go test -json -timeout 15m ./... >"$log" || status=1
+go run ./internal/testsum <"$log" || status=1
+rm -f "$log"
+
+run_fuzz "${FUZZTIME:-3s}" || status=1
+
+if [ "${RACE:-1}" = 1 ]; then
+	echo "race detector:"
+	go test -race -short -timeout 20m ./... >/tmp/portbook-race.$$ 2>&1 || { grep -vE '^(ok|\?)' /tmp/portbook-race.$$ | tail -60; status=1; }
+	grep -c '^ok' /tmp/portbook-race.$$ | sed 's/$/ packages clean/'
+	rm -f /tmp/portbook-race.$$
+fi
+
+go run ./cmd/demo -once || status=1
+
+[ "$status" = 0 ] && echo "make test: ok" || echo "make test: FAILED"
+exit "$status"
