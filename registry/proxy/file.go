@@ -34,7 +34,6 @@ import (
 
 const (
 	refusedFor  = 10 * time.Minute
-	holdFor     = 5 * time.Second // then the answer begins; pip gives up after 15 s of silence
 	minHold     = 64 << 10
 	maxMetadata = 16 << 20
 	maxFile     = 64 << 30 // when the entry does not say the size
@@ -262,7 +261,7 @@ func (p *Proxy) open(ctx context.Context, file *url.URL, auth string) (*http.Res
 		cancel()
 		return nil, statusError{resp.StatusCode}
 	}
-	resp.Body = newStallReader(resp.Body, cancel)
+	resp.Body = newStallReader(resp.Body, cancel, p.stall)
 	return resp, nil
 }
 
@@ -387,7 +386,7 @@ func (p *Proxy) begin(r *http.Request, file *url.URL, v *client.Verified) (*down
 		}
 	}
 	first := make([]byte, 0, min(hold, 256<<10))
-	deadline := time.Now().Add(holdFor)
+	deadline := time.Now().Add(p.holdFor)
 	buf := make([]byte, 64<<10)
 	for int64(len(first)) < hold && time.Now().Before(deadline) {
 		n, err := d.read(buf[:min(int64(len(buf)), hold-int64(len(first)))])
@@ -457,7 +456,7 @@ func (p *Proxy) fetchSpool(r *http.Request, file *url.URL, limit int64) (*spool,
 	defer d.close()
 	f, err := os.CreateTemp(p.cfg.TempDir, "portbook-*")
 	if err != nil {
-		return nil, &client.CannotCheck{Code: CodeIndexUnreachable, Reason: "no temporary file: " + err.Error(), Err: err}
+		return nil, &client.CannotCheck{Code: CodeIndexUnreachable, Reason: "no temporary file: " + rootCause(err), Err: err}
 	}
 	os.Remove(f.Name())
 	buf := make([]byte, 64<<10)
@@ -475,7 +474,7 @@ func (p *Proxy) fetchSpool(r *http.Request, file *url.URL, limit int64) (*spool,
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		f.Close()
-		return nil, err
+		return nil, &client.CannotCheck{Code: CodeIndexUnreachable, Reason: "temporary file: " + rootCause(err), Err: err}
 	}
 	return &spool{f, d.got, *d.digest()}, nil
 }

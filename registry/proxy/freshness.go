@@ -78,8 +78,11 @@ func (f *freshness) warnings() []string {
 	return slices.Clone(f.warn)
 }
 
+// header warns in an answer, without the path of an evidence file.
 func (f *freshness) header(h http.Header) {
-	if w := f.warnings(); len(w) > 0 {
+	if bad := f.refusal(); bad != nil {
+		h.Set("Portbook-Warning", clip(printable(bad.Code+": "+bad.Check), 300))
+	} else if w := f.warnings(); len(w) > 0 {
 		h.Set("Portbook-Warning", clip(printable(w[0]), 300))
 	}
 }

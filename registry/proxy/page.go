@@ -110,7 +110,7 @@ func digest(hashes map[string]string) *[32]byte {
 func (p *Proxy) fetchPage(w http.ResponseWriter, r *http.Request, u *url.URL) (resp *http.Response, body []byte, ok bool) {
 	ctx, cancel := context.WithTimeout(r.Context(), pageTimeout)
 	defer cancel()
-	resp, err := p.up.get(ctx, u, http.Header{"Accept": {pypi.Accept}}, r.Header.Get("Authorization"))
+	resp, err := p.up.get(ctx, u, http.Header{"Accept": {pypi.Accept}, "Accept-Encoding": {"gzip"}}, r.Header.Get("Authorization"))
 	if err != nil {
 		p.badPage(w, r, u, err)
 		return nil, nil, false
@@ -135,7 +135,7 @@ func (p *Proxy) fetchPage(w http.ResponseWriter, r *http.Request, u *url.URL) (r
 		p.badPage(w, r, u, fmt.Errorf("answered %d", resp.StatusCode))
 		return nil, nil, false
 	}
-	body, err = readAll(resp.Body, pypi.MaxPage)
+	body, err = readPage(resp, pypi.MaxPage)
 	if err != nil {
 		p.badPage(w, r, u, err)
 		return nil, nil, false

@@ -78,6 +78,8 @@ type Proxy struct {
 	counts   counts
 	fresh    freshness
 	holding  *semaphore.Weighted // bytes held in memory by all requests
+	holdFor  time.Duration       // then an answer begins although the file is not all there
+	stall    time.Duration       // between two reads of a file; then it is broken off
 }
 
 const (
@@ -87,7 +89,9 @@ const (
 
 // New checks the configuration.
 func New(cfg Config) (*Proxy, error) {
-	p := &Proxy{cfg: cfg, seen: newSeen(500_000), holding: semaphore.NewWeighted(maxHolding)}
+	p := &Proxy{cfg: cfg, seen: newSeen(500_000), holding: semaphore.NewWeighted(maxHolding),
+		holdFor: 5 * time.Second, // pip gives up after 15 s of silence
+		stall:   30 * time.Second}
 	if p.cfg.Logger == nil {
 		p.cfg.Logger = slog.New(slog.DiscardHandler)
 	}

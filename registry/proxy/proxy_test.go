@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -612,5 +613,71 @@ func TestNewRefuses(t *testing.T) {
 	}
 	if _, err := proxy.New(good); err != nil {
 		t.Error(err)
+	}
+}
+
+// A file that comes slowly begins to go out before it is all there; one that
+// stops coming is broken off, and is no evidence of anything.
+func TestSlowFiles(t *testing.T) {
+	content := random(200 << 10)
+	s := newStand(t, nil)
+	s.proxy.Hurry(50*time.Millisecond, 500*time.Millisecond)
+	s.good("slow-1.0.tar.gz", content)
+	s.index.routes.set("/f/slow-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		for rest := content; len(rest) > 0; rest = rest[20<<10:] {
+			w.Write(rest[:20<<10])
+			w.(http.Flusher).Flush()
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	_, urls := s.page("slow")
+	get(t, urls[0]).passed(t, "slow", content)
+	for _, first := range []int{100, 100 << 10} { // before and after the answer began
+		file := fmt.Sprintf("stop%d-1.0.tar.gz", first)
+		s.good(file, content)
+		s.index.routes.set("/f/"+file, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			w.Write(content[:first])
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		})
+		_, urls := s.page(project(file))
+		if a := get(t, urls[0]); a.code == 200 && a.err == nil {
+			t.Errorf("%s: taken for whole: %s, %d bytes", file, a.line, len(a.body))
+		}
+	}
+	s.counted(1, 0, 2)
+}
+
+func TestCompressedPages(t *testing.T) {
+	s := newStand(t, nil)
+	zip := func(b []byte) []byte {
+		var out bytes.Buffer
+		z := gzip.NewWriter(&out)
+		z.Write(b)
+		z.Close()
+		return out.Bytes()
+	}
+	for name, c := range map[string]struct {
+		encoding string
+		body     []byte
+		code     int
+	}{
+		"gzip":     {"gzip", zip([]byte(`<a href="/f/gzip-1.0.tar.gz">x</a>`)), 200},
+		"bomb":     {"gzip", zip(make([]byte, 80<<20)), 502},
+		"notgzip":  {"gzip", []byte("<a>"), 502},
+		"brotli":   {"br", []byte("<a>"), 502},
+		"cut":      {"gzip", zip(bytes.Repeat([]byte("<a href=x>"), 1000))[:30], 502},
+		"identity": {"identity", []byte(`<a href="/f/x-1.0.tar.gz">x</a>`), 200},
+	} {
+		s.index.routes.set("/simple/"+name+"/", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.Header().Set("Content-Encoding", c.encoding)
+			w.Write(c.body)
+		})
+		if a := get(t, s.srv.URL+"/simple/"+name+"/"); a.code != c.code || a.code == 200 && !bytes.Contains(a.body, []byte("-1.0.tar.gz")) {
+			t.Errorf("%s: %s %.200s", name, a.line, a.body)
+		}
 	}
 }

@@ -4,6 +4,7 @@ package proxy
 // few seconds, and never tricked into asking other machines.
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,6 @@ import (
 const (
 	headerTimeout = 10 * time.Second // until an answer begins
 	logTimeout    = 8 * time.Second
-	stallTimeout  = 30 * time.Second // between two reads of a body
 	pageTimeout   = time.Minute
 	maxRedirects  = 5
 )
@@ -117,7 +117,9 @@ func (up *upstream) do(ctx context.Context, method string, u *url.URL, header ht
 			req.Header[k] = v
 		}
 		req.Header.Set("User-Agent", "portbook")
-		req.Header.Set("Accept-Encoding", "identity")
+		if req.Header.Get("Accept-Encoding") == "" {
+			req.Header.Set("Accept-Encoding", "identity")
+		}
 		if origin(u) == origin(up.index) {
 			if up.userinfo != nil {
 				password, _ := up.userinfo.Password()
@@ -206,6 +208,23 @@ func rootCause(err error) string {
 	}
 }
 
+// readPage is readAll of a body that may be compressed; the bound is for what
+// comes out.
+func readPage(resp *http.Response, max int64) ([]byte, error) {
+	switch e := resp.Header.Get("Content-Encoding"); e {
+	case "", "identity":
+		return readAll(resp.Body, max)
+	case "gzip", "x-gzip":
+		z, err := gzip.NewReader(resp.Body)
+		if err != nil {
+			return nil, &client.CannotCheck{Code: CodeIndexAnswer, Reason: "an answer that is not gzip although it says so", Err: err}
+		}
+		return readAll(z, max)
+	default:
+		return nil, &client.CannotCheck{Code: CodeIndexAnswer, Reason: "an answer in an encoding nobody asked for: " + clip(printable(e), 50)}
+	}
+}
+
 // readAll reads a body of at most max bytes.
 func readAll(r io.Reader, max int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, max+1))
@@ -222,15 +241,16 @@ func readAll(r io.Reader, max int64) ([]byte, error) {
 type stallReader struct {
 	r      io.ReadCloser
 	timer  *time.Timer
+	after  time.Duration
 	cancel context.CancelFunc
 }
 
-func newStallReader(body io.ReadCloser, cancel context.CancelFunc) *stallReader {
-	return &stallReader{body, time.AfterFunc(stallTimeout, cancel), cancel}
+func newStallReader(body io.ReadCloser, cancel context.CancelFunc, after time.Duration) *stallReader {
+	return &stallReader{body, time.AfterFunc(after, cancel), after, cancel}
 }
 
 func (s *stallReader) Read(b []byte) (int, error) {
-	s.timer.Reset(stallTimeout)
+	s.timer.Reset(s.after)
 	return s.r.Read(b)
 }
 

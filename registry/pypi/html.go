@@ -52,7 +52,9 @@ func parseHTML(text string, pageURL *url.URL) (*Page, error) {
 			}
 			f.URL, f.Name, f.Hashes = u.String(), name, hashes
 			f.readAttrs(attrs, base)
-			p.Files = append(p.Files, f)
+			if p.Files = append(p.Files, f); len(p.Files) > maxFiles {
+				return tooMany()
+			}
 		}
 		return nil
 	})

@@ -68,6 +68,9 @@ func parseJSON(body []byte, pageURL *url.URL) (*Page, error) {
 			if err := decode(m, &raws); err != nil {
 				return nil, err
 			}
+			if len(raws) > maxFiles {
+				return nil, tooMany()
+			}
 			for i, raw := range raws {
 				f, err := parseFile(raw, pageURL)
 				if err != nil {

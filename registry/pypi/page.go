@@ -17,6 +17,14 @@ import (
 // project page on pypi.org is about a quarter of it.
 const MaxPage = 64 << 20
 
+// maxFiles bounds the files of one page; the largest project of pypi.org has
+// about a tenth.
+const maxFiles = 200_000
+
+func tooMany() error {
+	return &Error{What: "files", Reason: fmt.Sprintf("more than %d on one page", maxFiles)}
+}
+
 // A Page is one project's page.
 //
 // A Page remembers which serialisation it came from. Rendered to the same one

@@ -221,6 +221,8 @@ func TestPageRefused(t *testing.T) {
 		{"no content type", "", `<a>`, "not a media type"},
 		{"charset", "text/html; charset=utf-16", `<a>`, "charset"},
 		{"HTML major version", "text/html", `<meta name="pypi:repository-version" content="2.0">`, "unknown major version"},
+		{"too many files", "text/html", strings.Repeat("<a href=x>", maxFiles+1), "more than"},
+		{"too many files in JSON", string(MediaJSON), `{"meta":{"api-version":"1.0"},"files":[` + strings.Repeat("{},", maxFiles) + `{}]}`, "more than"},
 		{"endless tag", "text/html", `<a href="` + big, "HTML"},
 		{"JSON major version", string(MediaJSON), `{"meta":{"api-version":"2.0"},"name":"x","files":[]}`, "unknown major version"},
 		{"JSON without version", string(MediaJSON), `{"meta":{},"files":[]}`, "meta.api-version: missing"},
