@@ -150,13 +150,22 @@ func (w *watcher) look(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the log's checkpoint: %w", err)
 	}
+	if w.begun && v.Origin != w.origin {
+		return fmt.Errorf("the address serves the log %s now, not %s", show(v.Origin), show(w.origin))
+	}
+	was := w.position.Size
 	if w.state != nil {
-		if err := w.state.Update(ctx, w.policy, note, w.reader); err != nil {
+		if old, _, ok := w.state.Newest(v.Origin); ok {
+			was = max(was, old.Checkpoint.Size)
+		}
+		err := w.state.Update(ctx, w.policy, note, w.reader)
+		var refusal *client.Refusal
+		if errors.As(err, &refusal) || err != nil && v.Size >= was {
 			return err
 		}
-		if old, _, ok := w.state.Newest(v.Origin); ok && v.Size < old.Checkpoint.Size {
-			return rolledBack(v.Origin, old.Checkpoint.Size, v.Size)
-		}
+	}
+	if v.Size < was { // certain, even where the tiles to compare with are gone
+		return rolledBack(v.Origin, was, v.Size)
 	}
 	if !w.begun {
 		start := v.Size
@@ -175,12 +184,6 @@ func (w *watcher) look(ctx context.Context) error {
 			what = fmt.Sprintf("%d projects", len(w.projects))
 		}
 		fmt.Fprintf(w.errs, "portbook: watching %s for %s from entry %d (%d cosignatures)\n", show(v.Origin), what, start, len(v.Cosignatures))
-	}
-	if v.Origin != w.origin {
-		return fmt.Errorf("the address serves the log %s now, not %s", show(v.Origin), show(w.origin))
-	}
-	if v.Size < w.position.Size {
-		return rolledBack(v.Origin, w.position.Size, v.Size)
 	}
 	w.position, err = monitor.Scan(ctx, w.reader, w.position, v.Checkpoint, monitor.ScanOptions{}, func(leaves []monitor.Leaf, p monitor.Position) error {
 		for _, l := range leaves {
