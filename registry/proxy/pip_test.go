@@ -72,7 +72,11 @@ func (s *stand) install(t *testing.T, python, project string) (out string, err e
 
 func TestPipInstallsVerified(t *testing.T) {
 	for version, py := range pips(t, 2) {
-		for _, name := range []string{"wheel", "setuptools", "pip"} {
+		names := []string{"wheel", "setuptools", "pip"}
+		if py != "/usr/bin/python3" {
+			names = names[:1]
+		}
+		for _, name := range names {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				file, content := realWheel(t, name)
 				s := newStand(t, nil)

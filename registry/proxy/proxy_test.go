@@ -151,6 +151,7 @@ func TestRefusals(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newStand(t, nil)
 			c.arrange(s)
 			_, urls := s.page("x")
@@ -621,7 +622,7 @@ func TestNewRefuses(t *testing.T) {
 func TestSlowFiles(t *testing.T) {
 	content := random(200 << 10)
 	s := newStand(t, nil)
-	s.proxy.Hurry(50*time.Millisecond, 500*time.Millisecond)
+	s.proxy.Hurry(50*time.Millisecond, 250*time.Millisecond)
 	s.good("slow-1.0.tar.gz", content)
 	s.index.routes.set("/f/slow-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
