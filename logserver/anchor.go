@@ -63,15 +63,16 @@ func parseAnchor(b []byte) (anchorState, error) {
 
 // anchor is an open anchor file. Its owner is the publisher's goroutine.
 type anchor struct {
-	path string
-	lock *fileLock
-	last anchorState
+	path  string
+	lock  *fileLock
+	last  anchorState // what we know it to say
+	tried anchorState // what we last tried to make it say; differs from last after a failed write
 }
 
 // createAnchor writes the anchor of a new log, of size 0. It refuses to replace one.
 func createAnchor(path, origin string) error {
 	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("anchor %s exists already: an anchor is never replaced; choose another path, or serve the log it belongs to", path)
+		return fmt.Errorf("the anchor %s exists already: an anchor is never replaced; choose another path, or serve the log it belongs to", path)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("anchor: %w", err)
 	}
@@ -86,16 +87,20 @@ func createAnchor(path, origin string) error {
 func openAnchor(path, origin string) (*anchor, error) {
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
-		return nil, fmt.Errorf("anchor %s: %w", path, err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, errNoAnchor
+		}
+		return nil, fmt.Errorf("anchor: %w", withoutPath(err))
 	}
 	a := &anchor{path: path, lock: lock}
 	if a.last, err = readAnchor(path); err == nil && a.last.origin != origin {
-		err = fmt.Errorf("anchor %s belongs to log %q, not to %q", path, a.last.origin, origin)
+		err = fmt.Errorf("%w: it belongs to log %q, not to %q", errBadAnchor, a.last.origin, origin)
 	}
 	if err == nil {
 		next := a.last
 		next.fence++
-		err = a.swap(a.last, next)
+		a.tried = a.last
+		err = a.swap(next)
 	}
 	if err != nil {
 		lock.release()
@@ -107,36 +112,52 @@ func openAnchor(path, origin string) (*anchor, error) {
 func readAnchor(path string) (anchorState, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return anchorState{}, fmt.Errorf("anchor %s is missing: mount its file system, or restore it; a log without its anchor signs nothing", path)
+		return anchorState{}, errNoAnchor
 	}
 	if err != nil {
-		return anchorState{}, fmt.Errorf("anchor: %w", err)
+		return anchorState{}, fmt.Errorf("%w: reading the anchor: %w", ErrStorage, withoutPath(err))
 	}
 	s, err := parseAnchor(raw)
 	if err != nil {
-		return anchorState{}, fmt.Errorf("anchor %s: %w", path, err)
+		return anchorState{}, fmt.Errorf("%w: %w", errBadAnchor, err)
 	}
 	return s, nil
 }
 
-// errAnchorMoved says that somebody else has written the anchor since we did.
-var errAnchorMoved = errors.New("the anchor was changed by somebody else: two servers on one log")
+// Each of these is a failed guard. None names the file: readers hear of it too.
+var (
+	errNoAnchor    = errors.New("the anchor is missing: mount its file system, or restore it; a log without its anchor signs nothing")
+	errBadAnchor   = errors.New("the anchor is not this log's, or is damaged")
+	errAnchorMoved = errors.New("the anchor was changed by somebody else: two servers on one log")
+)
 
-// swap replaces what the file says by next, durably, only if it still says old.
-func (a *anchor) swap(old, next anchorState) error {
+// check reads the anchor and refuses it if it says what we did not write.
+// After a write that failed it may say either.
+func (a *anchor) check() (anchorState, error) {
 	now, err := readAnchor(a.path)
+	if err != nil {
+		return now, err
+	}
+	if now != a.last && now != a.tried {
+		return now, fmt.Errorf("%w: it says size %d fence %d, we wrote size %d fence %d", errAnchorMoved, now.size, now.fence, a.last.size, a.last.fence)
+	}
+	return now, nil
+}
+
+// swap replaces what the file says by next, durably, only if nobody else has
+// written it. What it said before is the caller's to judge.
+func (a *anchor) swap(next anchorState) error {
+	now, err := a.check()
 	if err != nil {
 		return err
 	}
-	if now != old {
-		return fmt.Errorf("%w: it says size %d fence %d, we wrote size %d fence %d", errAnchorMoved, now.size, now.fence, old.size, old.fence)
-	}
-	if next != old {
+	if next != now || now != a.last {
+		a.tried = next
 		if err := writeDurably(a.path, next.bytes(), 0o600); err != nil {
-			return fmt.Errorf("anchor: %w", err)
+			return fmt.Errorf("%w: writing the anchor: %w", ErrStorage, withoutPath(err))
 		}
 	}
-	a.last = next
+	a.last, a.tried = next, next
 	return nil
 }
 

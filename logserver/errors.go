@@ -18,5 +18,7 @@ var (
 	// before: it was restored from a backup, or damaged.
 	ErrBehind = errors.New("the log is behind what it has signed")
 
+	// errLatched: a guard failed; Status says which.
+	errLatched = errors.New("writing has stopped")
 	errClosing = errors.New("the server is shutting down")
 )

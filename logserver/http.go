@@ -5,17 +5,22 @@ package logserver
 // file, and health.
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -25,8 +30,8 @@ import (
 	_ "embed"
 )
 
-// Handler serves everything the log says over HTTP. grpcAddr is where the
-// log's own gRPC server listens: REST calls go through it.
+// Handler serves everything the log says over HTTP. REST calls go to rest, the
+// log's own gRPC service.
 func (l *Log) Handler(rest pb.LogClient) (http.Handler, error) {
 	gw := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
@@ -37,9 +42,8 @@ func (l *Log) Handler(rest pb.LogClient) (http.Handler, error) {
 		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 			writeProblem(w, problem{Status: code, Title: http.StatusText(code), Detail: "no such call: see /v1/openapi.json"})
 		}),
-		runtime.WithIncomingHeaderMatcher(func(h string) (string, bool) {
-			return h, strings.EqualFold(h, "authorization")
-		}),
+		// The gateway hands on Authorization by itself; nothing else is wanted.
+		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
 	)
 	if err := pb.RegisterLogHandlerClient(context.Background(), gw, rest); err != nil {
 		return nil, err
@@ -61,11 +65,46 @@ func (l *Log) Handler(rest pb.LogClient) (http.Handler, error) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(pb.OpenAPI)
 	})
-	mux.Handle("/v1/", http.MaxBytesHandler(gw, maxMessage))
+	mux.Handle("/v1/", l.restBodies(gw))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, problem{Status: http.StatusNotFound, Title: "not found", Detail: "a Portbook log serves /checkpoint, /tile/ and /v1/"})
 	})
 	return mux, nil
+}
+
+// restBodies admits the body of a REST call: from callers with a credential
+// only, and bounded.
+func (l *Log) restBodies(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			r.Body = http.NoBody
+			next.ServeHTTP(w, r)
+			return
+		}
+		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), bearerPrefix)
+		if _, err := l.Tokens.authenticate(bearer); err != nil {
+			problemHandler(r.Context(), nil, nil, w, r, (&service{log: l}).fail(err))
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, ":stream") {
+			r.Body = http.MaxBytesReader(w, r.Body, maxStream)
+			next.ServeHTTP(w, r)
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+		var tooLarge *http.MaxBytesError
+		switch {
+		case errors.As(err, &tooLarge):
+			writeProblem(w, problem{Status: http.StatusRequestEntityTooLarge, Title: "body too large", Reason: "INVALID_REQUEST", Field: "body",
+				Detail: fmt.Sprintf("a request has at most %d bytes, and an entry at most %d", maxMessage, entry.MaxSize)})
+			return
+		case err != nil:
+			writeProblem(w, problem{Status: http.StatusBadRequest, Title: "body unreadable", Reason: "INVALID_REQUEST", Field: "body", Detail: "the body did not arrive whole"})
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, r)
+	})
 }
 
 func plain200(w http.ResponseWriter, s string) {
@@ -160,13 +199,18 @@ func writeProblem(w http.ResponseWriter, p problem) {
 	json.NewEncoder(w).Encode(p)
 }
 
+// jsonField finds the field that protojson complains of.
+var jsonField = regexp.MustCompile(`(?:field|parameter:) "?([A-Za-z0-9_]+)`)
+
 // problemHandler turns a gRPC status into a problem.
 func problemHandler(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
 	st := status.Convert(err)
 	p := problem{Status: runtime.HTTPStatusFromCode(st.Code()), Title: st.Code().String(), Detail: st.Message()}
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
-		p.Status, p.Title = http.StatusRequestEntityTooLarge, "body too large"
+	if st.Code() == codes.InvalidArgument { // what the gateway could not decode; else ErrorInfo says more
+		p.Reason, p.Field = "INVALID_REQUEST", "body"
+		if m := jsonField.FindStringSubmatch(p.Detail); m != nil {
+			p.Field = m[1]
+		}
 	}
 	for _, d := range st.Details() {
 		switch d := d.(type) {

@@ -15,14 +15,14 @@ import (
 	"syscall"
 )
 
-// LockedError says who else writes to a log.
+// LockedError says who else writes to a log. Its text names no directory.
 type LockedError struct {
 	Path   string
 	Holder string
 }
 
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("another server holds %s (%s): stop it first; two writers would fork the log", e.Path, e.Holder)
+	return fmt.Sprintf("%s is held by %s: stop it first; two writers would fork the log", filepath.Base(e.Path), e.Holder)
 }
 
 type fileLock struct {
@@ -50,7 +50,7 @@ func lockFile(path string) (*fileLock, error) {
 	held.Lock()
 	defer held.Unlock()
 	if held.paths[abs] {
-		return nil, &LockedError{abs, "this process"}
+		return nil, &LockedError{abs, "this process (" + strconv.Itoa(os.Getpid()) + ")"}
 	}
 	f, err := os.OpenFile(abs, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -86,8 +86,9 @@ func writeAt0(f *os.File, s string) error {
 func (l *fileLock) release() {
 	held.Lock()
 	defer held.Unlock()
-	if held.paths[l.path] {
+	if l.f != nil { // else released before, and perhaps held by another since
 		delete(held.paths, l.path)
 		l.f.Close() // frees the lock; nothing was written that could be lost
+		l.f = nil
 	}
 }

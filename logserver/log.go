@@ -32,7 +32,7 @@ type Config struct {
 	Interval    time.Duration // at least this between two checkpoints; 0 means 100 ms
 	Republish   time.Duration // an unchanged tree is cosigned anew after this; 0 means 10 min
 	RoundLimit  time.Duration // for one round of cosigning; 0 means 6 s
-	MaxInFlight int           // submissions at once; 0 means 16384
+	MaxInFlight int           // submissions at once; 0 means 32768
 	MaxWait     time.Duration // for one submission to be published; 0 means 30 s
 }
 
@@ -47,7 +47,7 @@ func (c *Config) defaults() {
 	set(&c.RoundLimit, 6*time.Second)
 	set(&c.MaxWait, 30*time.Second)
 	if c.MaxInFlight == 0 {
-		c.MaxInFlight = 16384
+		c.MaxInFlight = 32768
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -72,14 +72,18 @@ type Log struct {
 	lookup *lookup
 	Tokens *TokenFile
 
-	inFlight  atomic.Int64
-	conflicts *limits // of conflict entries
-	rates     *limits // of submissions, by credential
+	inFlight    atomic.Int64
+	conflicts   *limits // of conflict entries, by credential
+	conflictsOf *limits // of conflict entries, by credential and project
+	rates       *limits // of submissions, by credential
 
-	stop    context.CancelFunc
-	working sync.WaitGroup
-	stopSeq context.CancelFunc
-	seqDone chan struct{}
+	stop      context.CancelFunc
+	working   sync.WaitGroup
+	stopSeq   context.CancelFunc
+	seqDone   chan struct{}
+	witnesses []*cosigner
+	closing   sync.Once
+	closeErr  error // set by closing
 
 	mu     sync.Mutex
 	status Status        // guarded by mu
@@ -99,6 +103,8 @@ type Status struct {
 // submissions: storage absent or behind, anchor absent, witnesses not heard.
 func Open(ctx context.Context, cfg Config) (*Log, error) {
 	cfg.defaults()
+	policy := *cfg.Policy // ownPolicy may add to it
+	cfg.Policy = &policy
 	id, err := ReadIdentity(cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -120,10 +126,11 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	}
 	l := &Log{
 		cfg: cfg, dir: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
-		conflicts: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
-		status: Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
+		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
+		witnesses: witnesses,
+		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
-	if err := l.open(ctx, id, witnesses); err != nil {
+	if err := l.open(ctx, id); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
 	return l, nil
@@ -144,41 +151,43 @@ func ownPolicy(p *c2sp.Policy, key *c2sp.Key) error {
 	return fmt.Errorf("policy: none of its log lines has this log's key %s", key)
 }
 
-func (l *Log) open(ctx context.Context, id Identity, witnesses []*cosigner) (err error) {
+func (l *Log) open(ctx context.Context, id Identity) (err error) {
 	if l.Tokens, err = OpenTokens(filepath.Join(l.cfg.Dir, TokensFile), l.cfg.Now); err != nil {
-		return err
+		l.cfg.Logger.Error("nobody can submit until the credentials can be read", "err", err)
 	}
 	if err := l.loadPublished(); err != nil {
-		return err
+		l.cfg.Logger.Error("the public checkpoint is not served; publishing makes it anew", "err", err)
 	}
 	if l.lookup, err = openLookup(filepath.Join(l.cfg.Dir, lookupFile), l.board, l.tree, l.cfg.Logger); err != nil {
 		return err
 	}
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.working.Go(func() { l.lookup.run(ctx) })
-	if err := l.openWriteSide(ctx, id, witnesses); err != nil {
+	if err := l.openWriteSide(ctx, id); err != nil {
+		var locked *LockedError
+		if errors.As(err, &locked) {
+			return err
+		}
+		l.cfg.Logger.Error("the log cannot be written", "dir", l.cfg.Dir, "anchor", id.Anchor)
 		l.latch(err)
 		close(l.seqDone)
 		return nil
 	}
 	var starting context.Context
 	starting, l.stopSeq = context.WithCancel(ctx)
-	l.working.Go(func() {
-		if err := l.begin(starting, ctx); err != nil && starting.Err() == nil {
-			l.latch(err)
-		}
-	})
+	l.working.Go(func() { l.begin(starting, ctx) })
 	return nil
 }
 
-// loadPublished reads the public checkpoint that the last server left.
+// loadPublished reads the public checkpoint that the last server left. One that
+// this log did not sign is as good as none.
 func (l *Log) loadPublished() error {
 	raw, err := os.ReadFile(filepath.Join(l.cfg.Dir, checkpointFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("public checkpoint: %w", withoutPath(err))
 	}
 	note, err := c2sp.ParseNote(raw)
 	if err != nil {
@@ -191,20 +200,21 @@ func (l *Log) loadPublished() error {
 	if cp.Origin != l.cfg.Signer.Key().Name() || !signedBy(l.cfg.Signer.Key(), note) {
 		return fmt.Errorf("public checkpoint: it is not signed by this log; it was changed by somebody else")
 	}
-	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw})
+	_, err = l.cfg.Policy.Verify(raw)
+	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: err == nil})
 	return nil
 }
 
 // openWriteSide opens what is needed to take submissions. Its errors leave the
 // log readable.
-func (l *Log) openWriteSide(ctx context.Context, id Identity, witnesses []*cosigner) (err error) {
+func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	if l.anchor, err = openAnchor(id.Anchor, id.Origin); err != nil {
 		return err
 	}
 	if same, err := sameFileSystem(l.cfg.Dir, id.Anchor); err != nil {
 		return err
 	} else if same && !l.cfg.AnchorBeside {
-		return fmt.Errorf("the anchor %s is on the log's own file system: a restored backup would bring both back and fork the log; move it, or allow it with --anchor-beside", id.Anchor)
+		return errors.New("the anchor is on the log's own file system: a restored backup would bring both back and fork the log; move it, or allow it with --anchor-beside")
 	}
 	if l.engine, err = openPOSIX(ctx, string(l.dir)); err != nil {
 		return err
@@ -213,39 +223,71 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity, witnesses []*cosig
 		return err
 	}
 	l.pub = &publisher{
-		signer: l.cfg.Signer, policy: l.cfg.Policy, witnesses: witnesses, anchor: l.anchor,
+		signer: l.cfg.Signer, policy: l.cfg.Policy, witnesses: l.witnesses, anchor: l.anchor,
 		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
 		path: filepath.Join(l.cfg.Dir, checkpointFile), board: l.board,
 		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
-		latch: l.latch, logger: l.cfg.Logger, wake: make(chan struct{}, 1),
+		latch: l.latch, latched: l.guard, logger: l.cfg.Logger, wake: make(chan struct{}, 1),
 	}
 	l.seq = newSequencer()
 	l.seq.slots, l.seq.add, l.seq.size, l.seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
 	l.seq.grown = func(uint64) { l.pub.grown() }
-	l.seq.latch, l.seq.now, l.seq.logger = l.latch, l.cfg.Now, l.cfg.Logger
+	l.seq.latch, l.seq.now, l.seq.logger, l.seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
+	l.slots.entryAt = l.entryAt
 	return nil
 }
 
-// begin checks the storage against the anchor and the witnesses, replays the
-// tail, and only then lets submissions in. The sequencer runs until ctx ends,
-// the publisher until publishing does.
-func (l *Log) begin(ctx, publishing context.Context) error {
-	started := false
-	defer func() {
-		if !started {
-			close(l.seqDone)
+// begin makes sure of the log, then lets submissions in. The sequencer runs
+// until ctx ends, the publisher until publishing does.
+func (l *Log) begin(ctx, publishing context.Context) {
+	defer close(l.seqDone)
+	for {
+		err := l.makeSure(ctx)
+		if err == nil {
+			break
 		}
-	}()
+		if ctx.Err() != nil {
+			return
+		}
+		var guard *guardError
+		if errors.As(err, &guard) || !errors.Is(err, ErrStorage) {
+			l.latch(err)
+			return
+		}
+		l.cfg.Logger.Error("storage cannot be read; trying again", "err", err)
+		l.setStatus(Status{Reason: err})
+		if !sleep(ctx, time.Second) {
+			return
+		}
+	}
+	l.working.Go(func() { l.pub.run(publishing) })
+	l.setStatus(Status{Writable: true})
+	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", l.slots.applied)
+	l.seq.run(ctx)
+}
+
+// makeSure compares the storage with the anchor, the public checkpoint and the
+// witnesses, and replays the tail.
+func (l *Log) makeSure(ctx context.Context) error {
 	size, err := l.engine.size(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
-	published, _ := l.board.get()
-	if least := max(l.anchor.last.size, published.Size); size < least {
+	if least := l.anchor.last.size; size < least {
 		return fmt.Errorf("%w: it has %d entries and has signed %d: it was restored from a backup; restore the newer state, or rebuild it from a mirror", ErrBehind, size, least)
 	}
+	t := l.freshTree(int64(size))
+	t.ctx = ctx
+	if was, _ := l.board.get(); was.Note != nil {
+		if err := containsNote(t, l.cfg.Signer.Key(), "the public checkpoint file", was.Note); err != nil {
+			return err
+		}
+		if was.Size > l.anchor.last.size {
+			return fmt.Errorf("%w: a checkpoint of %d entries is published, the anchor knows of %d: it was restored from a backup; restore the newer one", errBadAnchor, was.Size, l.anchor.last.size)
+		}
+	}
 	last := time.Now()
-	err = l.slots.catchUp(ctx, l.freshTreeIn(ctx, int64(size)), func(done, of int64) {
+	err = l.slots.catchUp(ctx, t, func(done, of int64) {
 		if time.Since(last) > 2*time.Second {
 			last = time.Now()
 			l.cfg.Logger.Info("replaying the log into the uniqueness database", "done", done, "of", of)
@@ -254,21 +296,23 @@ func (l *Log) begin(ctx, publishing context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.pub.hearWitnesses(ctx, func(err error) {
+	return l.pub.hearWitnesses(ctx, func(err error) {
 		l.cfg.Logger.Warn("taking no submissions yet", "err", err)
 		l.setStatus(Status{Reason: err})
-	}); err != nil {
-		return err
+	})
+}
+
+// entryAt reads an integrated entry.
+func (l *Log) entryAt(index int64) (*entry.Entry, error) {
+	size, err := l.engine.size(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
-	started = true
-	l.working.Go(func() { l.pub.run(publishing) })
-	go func() {
-		defer close(l.seqDone)
-		l.seq.run(ctx)
-	}()
-	l.setStatus(Status{Writable: true})
-	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", size)
-	return nil
+	leaves, err := l.freshTree(int64(size)).leaves(index, 1)
+	if err != nil {
+		return nil, err
+	}
+	return entry.Parse(leaves[0])
 }
 
 func (l *Log) setStatus(s Status) {
@@ -329,22 +373,21 @@ func (l *Log) tree(size int64) tree {
 
 // freshTree reads storage anew, and each tile once.
 func (l *Log) freshTree(size int64) tree {
-	return l.freshTreeIn(context.Background(), size)
-}
-
-func (l *Log) freshTreeIn(ctx context.Context, size int64) tree {
-	return tree{ctx, l.dir, size, newTileCache()}
+	return tree{context.Background(), l.dir, size, newTileCache()}
 }
 
 // Close takes no more submissions, settles and publishes what it can, and
 // releases the log. Everything acknowledged is already durable.
 func (l *Log) Close() error {
-	l.setStatus(Status{Reason: errClosing})
-	if l.stopSeq != nil {
-		l.stopSeq()
-		<-l.seqDone
-	}
-	return l.release()
+	l.closing.Do(func() {
+		l.setStatus(Status{Reason: errClosing})
+		if l.stopSeq != nil {
+			l.stopSeq()
+			<-l.seqDone
+		}
+		l.closeErr = l.release()
+	})
+	return l.closeErr
 }
 
 func (l *Log) release() error {
@@ -364,6 +407,9 @@ func (l *Log) release() error {
 	}
 	if l.anchor != nil {
 		l.anchor.close()
+	}
+	for _, w := range l.witnesses {
+		w.http.CloseIdleConnections()
 	}
 	l.lock.release()
 	return err
@@ -388,11 +434,12 @@ func (l *Log) queue(ctx context.Context, by Token, e *entry.Entry) (*ticket, err
 	if s := l.Status(); !s.Writable {
 		return nil, fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
 	}
-	if err := by.bind(e); err != nil {
+	own := *e // the caller keeps the other
+	if err := by.bind(&own); err != nil {
 		return nil, err
 	}
-	sub, err := newSubmission(e, func(project string) bool {
-		return l.conflicts.allow(by.ID+"\x00"+project, 0)
+	sub, err := newSubmission(&own, func(project string) bool {
+		return l.conflicts.allow(by.ID, 0) && l.conflictsOf.allow(by.ID+"\x00"+project, 0)
 	})
 	if err != nil {
 		return nil, err
@@ -430,7 +477,10 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 	if t.sub.err != nil {
 		return nil, t.sub.err
 	}
-	p, err := t.log.board.wait(ctx, t.sub.index)
+	p, err := t.log.board.wait(ctx, t.sub.index, t.log.guard)
+	if errors.Is(err, errLatched) {
+		return nil, fmt.Errorf("%w: %w", ErrReadOnly, t.log.Status().Reason)
+	}
 	if err != nil {
 		why := t.log.pub.trouble()
 		if why == nil {

@@ -89,7 +89,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 			l := r.ready()
 			var acks []*Ack
 			for n := range 300 {
-				if n%50 == 0 {
+				if n%50 == 0 || n == 299 { // the last one last: Close refuses what is only queued
 					acks = append(acks, r.must(l, nth(n)))
 				} else if _, err := l.queue(t.Context(), r.token, nth(n)); err != nil {
 					t.Fatal(err)
@@ -104,8 +104,9 @@ func TestRestartKeepsEverything(t *testing.T) {
 			l = r.ready()
 			for i, a := range acks {
 				r.check(a)
-				if again := r.must(l, nth(i*50)); again.Index != a.Index {
-					t.Errorf("file %d moved from index %d to %d", i*50, a.Index, again.Index)
+				n := min(i*50, 299)
+				if again := r.must(l, nth(n)); again.Index != a.Index {
+					t.Errorf("file %d moved from index %d to %d", n, a.Index, again.Index)
 				}
 			}
 			if next := r.must(l, nth(1000)); next.Index != 300 {

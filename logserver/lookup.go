@@ -40,15 +40,15 @@ type lookup struct {
 func openLookup(path string, b *board, tree func(int64) tree, logger *slog.Logger) (*lookup, error) {
 	db, err := openVersioned(path, "NORMAL", lookupSchema, lookupVersion)
 	if err != nil {
-		return nil, fmt.Errorf("lookup index %s: %w", path, err)
+		return nil, fmt.Errorf("lookup index: %w: it follows from the log; if it is damaged, stop the server, delete lookup.db and start again", err)
 	}
 	db.SetMaxOpenConns(4)
 	var size uint64
 	if err := db.QueryRow("SELECT size FROM tail").Scan(&size); err != nil {
-		return nil, errors.Join(fmt.Errorf("lookup index %s: %w", path, err), db.Close())
+		return nil, errors.Join(fmt.Errorf("lookup index: %w: it follows from the log; if it is damaged, stop the server, delete lookup.db and start again", err), db.Close())
 	}
 	l := &lookup{db: db, board: b, tree: tree, logger: logger, covered: newBoard()}
-	l.covered.set(Published{Size: size})
+	l.covered.set(Published{Size: size, Quorum: true})
 	return l, nil
 }
 
@@ -84,6 +84,7 @@ func (l *lookup) run(ctx context.Context) {
 		for have.Size < p.Size {
 			const step = 64 * tileWidth
 			to := min(have.Size+step, p.Size)
+			start := time.Now()
 			if err := l.index(ctx, int64(have.Size), int64(to)); err != nil {
 				if ctx.Err() != nil {
 					return
@@ -96,6 +97,11 @@ func (l *lookup) run(ctx context.Context) {
 			}
 			have.Size = to
 			l.covered.set(have)
+			// While the log grows fast, index more at a time and less often: the
+			// submissions come first.
+			if !sleep(ctx, min(2*time.Since(start), time.Second)) {
+				return
+			}
 		}
 		select {
 		case <-changed:
@@ -158,7 +164,7 @@ type found struct {
 // there is nothing further.
 func (l *lookup) find(ctx context.Context, key int64, from, size uint64, n int, match func(*found) bool) (hits []found, more uint64, err error) {
 	if size > 0 {
-		if _, err := l.covered.wait(ctx, size-1); err != nil {
+		if _, err := l.covered.wait(ctx, size-1, nil); err != nil {
 			return nil, 0, fmt.Errorf("%w: the lookup index has not caught up with the log yet: try again", ErrNotPublished)
 		}
 	}

@@ -39,9 +39,9 @@ const (
 func openPOSIX(ctx context.Context, dir string) (*engine, error) {
 	if _, err := os.Stat(filepath.Join(dir, ".state", "treeState")); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %s has no state: mount its file system, or restore it whole", ErrBehind, dir)
+			return nil, fmt.Errorf("%w: its storage has no state: mount its file system, or restore it whole", ErrBehind)
 		}
-		return nil, fmt.Errorf("%w: %w", ErrStorage, err)
+		return nil, fmt.Errorf("%w: %w", ErrStorage, withoutPath(err))
 	}
 	return newPOSIX(ctx, dir)
 }

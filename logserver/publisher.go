@@ -19,6 +19,7 @@ import (
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // Published is a checkpoint that the log has published.
@@ -27,6 +28,9 @@ type Published struct {
 	Root [32]byte
 	Note []byte    // the signed note with its cosignatures
 	At   time.Time // when this server published it (monotonic); zero if another did
+	// Quorum says that it satisfies the publish policy of now: only then is it
+	// good for an acknowledgement.
+	Quorum bool
 }
 
 // board holds the newest published checkpoint and wakes those who wait for it.
@@ -52,15 +56,18 @@ func (b *board) set(p Published) {
 	b.changed = make(chan struct{})
 }
 
-// wait returns the first published checkpoint that covers index.
-func (b *board) wait(ctx context.Context, index uint64) (Published, error) {
+// wait returns the first published checkpoint that covers index and has its
+// quorum. Once stopped is closed there will be none.
+func (b *board) wait(ctx context.Context, index uint64, stopped <-chan struct{}) (Published, error) {
 	for {
 		p, changed := b.get()
-		if index < p.Size {
+		if index < p.Size && p.Quorum {
 			return p, nil
 		}
 		select {
 		case <-changed:
+		case <-stopped:
+			return p, errLatched
 		case <-ctx.Done():
 			return p, ctx.Err()
 		}
@@ -83,6 +90,7 @@ type publisher struct {
 	republish  time.Duration // of an unchanged log, so that it stays fresh
 	roundLimit time.Duration // one round of cosigning
 	latch      func(error)
+	latched    <-chan struct{} // closed once writing has stopped for good
 	logger     *slog.Logger
 	wake       chan struct{} // capacity 1: the tree has grown
 
@@ -105,10 +113,15 @@ func (p *publisher) run(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		select {
+		case <-p.latched:
+			return
 		case <-ctx.Done():
 			final, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.roundLimit)
 			defer cancel()
-			if err := p.round(final, false); err != nil && !errors.Is(err, errNothingNew) {
+			var guard *guardError
+			if err := p.round(final, false); errors.As(err, &guard) {
+				p.latch(err)
+			} else if err != nil && !errors.Is(err, errNothingNew) {
 				p.logger.Warn("the last entries are not published yet; the next start publishes them", "err", err)
 			}
 			return
@@ -129,6 +142,8 @@ func (p *publisher) run(ctx context.Context) {
 		case errors.As(err, &guard):
 			p.note(err)
 			p.latch(err)
+			return
+		case errors.Is(err, errLatched):
 			return
 		default:
 			if ctx.Err() == nil {
@@ -202,7 +217,7 @@ func (p *publisher) round(ctx context.Context, refresh bool) error {
 	if err := writeDurably(p.path, raw, 0o644); err != nil {
 		return fmt.Errorf("%w: public checkpoint: %w", ErrStorage, withoutPath(err))
 	}
-	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now()})
+	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now(), Quorum: true})
 	return nil
 }
 
@@ -213,12 +228,17 @@ func (p *publisher) sign(ctx context.Context, size int64) (*c2sp.Note, c2sp.Chec
 	fail := func(err error) (*c2sp.Note, c2sp.Checkpoint, error) {
 		return nil, c2sp.Checkpoint{}, &guardError{err}
 	}
-	last, err := readAnchor(p.anchor.path)
+	select {
+	case <-p.latched:
+		return nil, c2sp.Checkpoint{}, errLatched
+	default:
+	}
+	last, err := p.anchor.check()
+	if errors.Is(err, ErrStorage) {
+		return nil, c2sp.Checkpoint{}, err
+	}
 	if err != nil {
 		return fail(err)
-	}
-	if last != p.anchor.last {
-		return fail(errAnchorMoved)
 	}
 	if size < int64(last.size) {
 		return fail(fmt.Errorf("%w: the log has %d entries, it has signed %d", ErrBehind, size, last.size))
@@ -236,16 +256,15 @@ func (p *publisher) sign(ctx context.Context, size int64) (*c2sp.Note, c2sp.Chec
 	if err := c2sp.VerifyConsistency(last.size, uint64(size), proof, last.root, root); err != nil {
 		return fail(fmt.Errorf("%w: the tiles of size %d do not extend the signed tree of size %d: %w", ErrBehind, size, last.size, err))
 	}
-	if err := leavesMatchTiles(t, int64(last.size)); err != nil {
+	if err := errors.Join(leavesMatchTiles(t, int64(last.size)), tilesMatchTiles(t, int64(last.size))); err != nil {
 		return p.guardRead(ctx, err)
 	}
 	next := last
 	next.size, next.root = uint64(size), root
-	if err := p.anchor.swap(last, next); err != nil {
-		if errors.Is(err, errAnchorMoved) {
-			return fail(err)
-		}
-		return nil, c2sp.Checkpoint{}, fmt.Errorf("%w: %w", ErrStorage, err)
+	if err := p.anchor.swap(next); errors.Is(err, ErrStorage) {
+		return nil, c2sp.Checkpoint{}, err
+	} else if err != nil {
+		return fail(err)
 	}
 	cp := c2sp.Checkpoint{Origin: p.signer.Key().Name(), Size: uint64(size), Root: root}
 	sig, err := p.signer.Sign(cp.Text())
@@ -282,6 +301,33 @@ func leavesMatchTiles(t tree, from int64) error {
 	})
 }
 
+// tilesMatchTiles compares each node above the level 0 tiles that came after
+// from with the tile below it: a consistency proof vouches for the old part of
+// a tree, and for nothing that is new in it.
+func tilesMatchTiles(t tree, from int64) error {
+	for level := 1; level*tileHeight < 63; level++ {
+		end := t.size >> (level * tileHeight)
+		if end == 0 {
+			break
+		}
+		for index := from >> (level * tileHeight); index < end; index++ {
+			above, err := t.tile(level, index/tileWidth)
+			if err != nil {
+				return err
+			}
+			below, err := t.tile(level-1, index)
+			if err != nil {
+				return err
+			}
+			last := below[tileHeight-1]
+			if above[0][index%tileWidth] != tlog.NodeHash(last[0], last[1]) {
+				return fmt.Errorf("%w: tile %d/%d does not hash to its node in the tile above", errUnreadable, level-1, index)
+			}
+		}
+	}
+	return nil
+}
+
 // gather sends the signed note to every witness that is not busy and returns
 // the note with cosignatures as soon as the policy is satisfied, giving those
 // still under way a short grace. Below the quorum there is no note.
@@ -308,6 +354,10 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 			at.ctx = asking
 			sig, err := w.cosign(asking, sent, cp, at.consistency)
 			answers <- answer{w, sig, err}
+			var claim *claimError
+			if errors.As(err, &claim) {
+				p.weigh(asking, w)
+			}
 		})
 	}
 	go func() { sending.Wait(); cancel() }()
@@ -324,12 +374,6 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 			done++
 			if a.err != nil {
 				problems = append(problems, a.err)
-				var claim *claimError
-				if errors.As(a.err, &claim) {
-					if err := p.weigh(ctx, a.w); err != nil {
-						return nil, err
-					}
-				}
 				continue
 			}
 			have[a.w.name] = true
@@ -355,23 +399,23 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 }
 
 // weigh decides on a witness's unsigned claim to hold more than we showed it:
-// only a checkpoint with our own signature counts, and then writing stops.
-func (p *publisher) weigh(ctx context.Context, w *cosigner) error {
+// only a checkpoint with our own signature counts, and then writing stops. The
+// round does not wait for it: who claims may be slow to prove.
+func (p *publisher) weigh(ctx context.Context, w *cosigner) {
 	note, known, err := w.latest(ctx, p.signer.Key().Name())
 	if err != nil || !known {
-		return nil // a claim without proof costs the witness its vote, not the log its life
+		return // a claim without proof costs the witness its vote, not the log its life
 	}
 	size, err := p.size(ctx)
 	if err != nil {
-		return nil
+		return
 	}
 	t := p.fresh(int64(size))
 	t.ctx = ctx
 	var ahead *aheadError
-	if errors.As(contains(t, p.signer.Key(), w.name, note), &ahead) {
-		return &guardError{ahead}
+	if err := contains(t, p.signer.Key(), "witness "+w.name, note); errors.As(err, &ahead) {
+		p.latch(&guardError{ahead})
 	}
-	return nil
 }
 
 // hearWitnesses waits until so many witnesses have shown what they hold that

@@ -6,7 +6,10 @@ package logserver
 //	decide each entry's slot, commit ─▶ driver.Add ─▶ index ─▶ whoever waits
 //
 // One goroutine owns the uniqueness database; another waits for the driver, so
-// that a batch is being decided while the one before is being written.
+// that a batch is being decided while the one before is being written. What the
+// batches became is applied in the log's own order, so that the database is
+// always what a replay of the log's first entries gives. Plain uploads are
+// applied lazily, many at a time; until then they count as in flight.
 
 import (
 	"bytes"
@@ -17,7 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/portbook/portbook/entry"
@@ -31,8 +34,16 @@ type submission struct {
 	key    [32]byte
 	digest []byte
 	credit conflictCredit // who pays if this becomes a conflict entry; nil for the log's own
-	ready  bool           // its index is about to be applied; owned by the run goroutine
+	seq    int64          // of its reservation; owned by the run goroutine, as is ready
+	ready  bool           // its index is known, not yet applied
 	*pending
+}
+
+// urgent reports whether deciding on s, or on what follows it, needs the
+// database to be up to date: all but plain uploads, for which it is enough to
+// know what is in flight.
+func (s *submission) urgent() bool {
+	return s.entry.Kind != entry.KindUpload || s.entry.Replaces != nil
 }
 
 // pending is the outcome of a submission; it may be shared by several.
@@ -60,10 +71,10 @@ type addedBatch struct {
 	futures []tessera.IndexFuture
 }
 
-// settled is an entry with its index, not yet applied to the database.
-type settled struct {
-	index int64
-	sub   *submission
+// result is what the driver made of a batch.
+type result struct {
+	good   []*submission // resolved with their indexes
+	failed bool          // what became of others is not known
 }
 
 type sequencer struct {
@@ -77,27 +88,37 @@ type sequencer struct {
 	logger  *slog.Logger
 	in      chan *submission
 	added   chan addedBatch
-	settled chan []settled // results of the driver, in order of index
-	failed  chan addedBatch
+	results chan result
+	gone    <-chan struct{} // closed when run has returned, or never runs
 
 	// Owned by the run goroutine.
-	inFlight map[[32]byte]*submission // reserved, not yet applied
-	ready    []settled                // indexed, to be applied with the next transaction
+	inFlight    map[[32]byte]*submission // reserved, not yet applied, by key
+	ready       map[int64]*submission    // has an index, not yet applied, by index
+	urgent      bool                     // ready holds more than plain uploads
+	outstanding int                      // batches that the driver has not answered
+	doubt       bool                     // a write failed: nothing is decided before recover has found out what is so
+	tried       time.Time                // when recover last failed
+
+	testReserved func() // called in tests between the slots' reservation and the driver
 }
 
 const (
 	batchMax   = 1024
 	queueMax   = 4 * batchMax
+	applyMin   = 8 * batchMax          // uploads are applied so many at a time: fewer pages are written twice
 	settleWait = 50 * time.Millisecond // an idle log applies what is settled after this long
+	// maxOutstanding batches are with the driver; meanwhile the next one grows.
+	maxOutstanding = 2
+	recoverPause   = 100 * time.Millisecond
 )
 
 func newSequencer() *sequencer {
 	return &sequencer{
 		in:       make(chan *submission, queueMax),
-		added:    make(chan addedBatch, 4),
-		settled:  make(chan []settled, 64),
-		failed:   make(chan addedBatch, 8),
+		added:    make(chan addedBatch, maxOutstanding), // never full, nor is results
+		results:  make(chan result, maxOutstanding),
 		inFlight: map[[32]byte]*submission{},
+		ready:    map[int64]*submission{},
 	}
 }
 
@@ -107,6 +128,8 @@ func (q *sequencer) submit(ctx context.Context, s *submission) error {
 	select {
 	case q.in <- s:
 		return nil
+	case <-q.gone:
+		return fmt.Errorf("%w: %w", ErrReadOnly, errClosing)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -115,79 +138,95 @@ func (q *sequencer) submit(ctx context.Context, s *submission) error {
 // run decides batches until ctx ends; then everything that is in the queue is
 // refused, everything handed over is settled, and run returns.
 func (q *sequencer) run(ctx context.Context) {
-	var waiting sync.WaitGroup
-	waiting.Go(q.wait)
-	defer func() {
-		close(q.added)
-		go func() { waiting.Wait(); close(q.settled) }()
-		for s := range q.settled {
-			q.addReady(s)
-		}
-		for len(q.failed) > 0 {
-			for _, s := range (<-q.failed).subs {
-				s.resolve(0, false, ErrStorage)
-			}
-		}
-		if err := q.settle(); err != nil {
-			q.logger.Error("settling at shutdown failed; the next start replays the log's tail", "err", err)
-		}
-	}()
+	go q.wait()
 	idle := time.NewTicker(settleWait)
 	defer idle.Stop()
 	for {
-		var batch []*submission
+		if q.doubt && q.outstanding == 0 && time.Since(q.tried) > recoverPause {
+			q.tryRecover(ctx)
+		}
+		in := q.in
+		if q.outstanding >= maxOutstanding || q.doubt && q.outstanding > 0 {
+			in = nil
+		}
 		select {
 		case <-ctx.Done():
-			for {
-				select {
-				case s := <-q.in:
-					s.resolve(0, false, errClosing)
-				default:
-					return
-				}
-			}
-		case s := <-q.in:
-			batch = append(batch, s)
-		case s := <-q.settled:
-			q.addReady(s)
-			continue
-		case b := <-q.failed:
-			if err := q.recover(ctx, b); err != nil {
-				q.latch(fmt.Errorf("%w: recovering from a failed write: %w", errUnreadable, err))
-			}
-			continue
+			q.shut()
+			return
+		case r := <-q.results:
+			q.take(r)
 		case <-idle.C:
-			if len(q.ready) > 0 {
-				if err := q.settle(); err != nil {
-					q.logger.Error("uniqueness database cannot be written", "err", err)
+			if err := q.settle(); err != nil {
+				q.logger.Error("uniqueness database cannot be written", "err", err)
+				q.doubt = true
+			}
+		case s := <-in:
+			batch := q.gather(s)
+			if q.doubt {
+				for _, s := range batch {
+					s.resolve(0, false, fmt.Errorf("%w: it is recovering from a failed write", ErrStorage))
 				}
-			}
-			continue
-		}
-		for len(batch) < batchMax {
-			select {
-			case s := <-q.in:
-				batch = append(batch, s)
 				continue
-			default:
 			}
-			break
+			q.decide(ctx, batch)
 		}
-		q.decide(ctx, batch)
 	}
 }
 
-// decide settles what is ready and decides the slots of batch, in one durable
-// transaction, then hands the new entries to the driver.
-func (q *sequencer) decide(ctx context.Context, batch []*submission) {
-	for drained := false; !drained; {
+// gather is a batch of first and what else is in the queue.
+func (q *sequencer) gather(first *submission) []*submission {
+	batch := []*submission{first}
+	for len(batch) < batchMax {
 		select {
-		case s := <-q.settled:
-			q.addReady(s)
+		case s := <-q.in:
+			batch = append(batch, s)
+			continue
 		default:
-			drained = true
+		}
+		break
+	}
+	return batch
+}
+
+// shut refuses what is in the queue and settles what the driver has.
+func (q *sequencer) shut() {
+	for empty := false; !empty; {
+		select {
+		case s := <-q.in:
+			s.resolve(0, false, fmt.Errorf("%w: %w", ErrReadOnly, errClosing))
+		default:
+			empty = true
 		}
 	}
+	close(q.added)
+	for q.outstanding > 0 {
+		q.take(<-q.results)
+	}
+	if q.doubt {
+		return // the next start replays the log's tail
+	}
+	if err := q.settle(); err != nil {
+		q.logger.Error("settling at shutdown failed; the next start replays the log's tail", "err", err)
+	}
+}
+
+// take notes what the driver made of a batch.
+func (q *sequencer) take(r result) {
+	q.outstanding--
+	for _, s := range r.good {
+		s.ready = true
+		q.ready[int64(s.index)] = s
+		q.urgent = q.urgent || s.urgent()
+	}
+	if r.failed {
+		q.doubt = true
+	}
+}
+
+// decide decides the slots of batch in one durable transaction, then hands the
+// new entries to the driver.
+func (q *sequencer) decide(ctx context.Context, batch []*submission) {
+	apply := q.urgent || len(q.ready) >= applyMin || slices.ContainsFunc(batch, (*submission).urgent)
 	type outcome struct {
 		sub   *submission
 		index uint64
@@ -199,14 +238,18 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	type join struct{ sub, first *submission }
 	var joins []join
 	err := q.slots.update(func(tx *sql.Tx) error {
-		if err := q.applyReady(tx); err != nil {
-			return err
+		tail := q.slots.applied
+		if apply {
+			var err error
+			if tail, err = q.applyReady(tx); err != nil {
+				return err
+			}
 		}
 		for _, s := range batch {
 			first := reserved[s.key]
 			if first == nil {
 				first = q.inFlight[s.key]
-				if first != nil && first.ready {
+				if first != nil && first.ready && int64(first.index) < tail {
 					first = nil // applied above: the database knows it
 				}
 			}
@@ -214,8 +257,18 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 				joins = append(joins, join{s, first})
 				continue
 			}
-			index, isNew, err := q.slots.admit(tx, s.entry, s.key, s.digest)
+			if s.entry.Kind == entry.KindConflict {
+				if r, err := q.slots.row(tx, s.key); err != nil {
+					return err
+				} else if r == nil && !s.credit(s.entry.Project) {
+					outcomes = append(outcomes, outcome{s, 0, errNoCredit})
+					continue
+				}
+			}
+			seq := q.slots.nextSeq
+			index, isNew, err := q.slots.admit(tx, tail, s.entry, s.key, s.digest)
 			if isNew {
+				s.seq = seq
 				reserved[s.key] = s
 				fresh = append(fresh, s)
 				continue
@@ -232,15 +285,22 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 		for _, s := range batch {
 			s.resolve(0, false, fmt.Errorf("%w: the uniqueness database cannot be written", ErrStorage))
 		}
+		q.doubt = true // a commit that failed may have happened all the same
 		return
 	}
-	q.appliedReady()
+	if apply {
+		q.appliedReady()
+	}
+	if q.testReserved != nil {
+		q.testReserved()
+	}
 	if len(fresh) > 0 {
 		b := addedBatch{subs: fresh, futures: make([]tessera.IndexFuture, len(fresh))}
 		for i, s := range fresh {
 			q.inFlight[s.key] = s
 			b.futures[i] = q.add(context.WithoutCancel(ctx), tessera.NewEntry(s.leaf))
 		}
+		q.outstanding++
 		q.added <- b
 	}
 	for _, o := range outcomes {
@@ -255,6 +315,9 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	}
 }
 
+// errNoCredit says that a submitter has caused enough conflict entries for now.
+var errNoCredit = errors.New("no credit for a conflict entry")
+
 // isVerdict tells a decision about an entry from trouble with the database.
 func isVerdict(err error) bool {
 	var c *ConflictError
@@ -265,16 +328,17 @@ func isVerdict(err error) bool {
 // follow resolves s as the submission in flight for the same slot resolves.
 func (q *sequencer) follow(s, first *submission) {
 	<-first.done
-	switch same, _ := equalDigest(s, first); {
+	switch same, comparable := equalDigest(s, first); {
 	case first.err != nil:
 		s.resolve(0, false, first.err)
 	case same:
 		s.resolve(first.index, bytes.Equal(s.leaf, first.leaf), nil)
+	case !comparable:
+		s.resolve(0, false, otherAlgorithm(first.index))
 	case s.entry.Kind != entry.KindUpload:
-		s.resolve(0, false, &ConflictError{FirstIndex: first.index, Reason: fmt.Sprintf("id %s belongs to another entry, at index %d: take a new random id", s.entry.ID, first.index)})
+		s.resolve(0, false, otherEntry(s.entry, first.index))
 	default:
-		slot, _ := s.entry.Slot()
-		c := &ConflictError{Slot: slot, FirstIndex: first.index, Reason: fmt.Sprintf("%s of %s is pinned to other bytes by index %d", s.entry.File, s.entry.Project, first.index)}
+		c := otherBytes(s.entry, first.index)
 		q.recordConflict(s, c)
 		s.resolve(0, false, c)
 	}
@@ -287,12 +351,10 @@ func equalDigest(a, b *submission) (same, comparable bool) {
 	return sameDigest(a.digest, b.digest)
 }
 
-// recordConflict logs that a second digest was refused for a slot, if the
-// submitter has credit for it: entries that a stranger can cause are bounded.
+// recordConflict submits the record that a second digest was refused for a
+// slot. It is logged once for each digest, and only while the submitter has
+// credit: entries that a stranger can cause are bounded.
 func (q *sequencer) recordConflict(s *submission, c *ConflictError) {
-	if s.credit == nil || !s.credit(c.Slot.Project) {
-		return
-	}
 	var id [16]byte
 	rand.Read(id[:])
 	e := &entry.Entry{
@@ -301,7 +363,7 @@ func (q *sequencer) recordConflict(s *submission, c *ConflictError) {
 		SlotClaim: c.Slot.Claim, SHA256: s.entry.SHA256, SHA512: s.entry.SHA512, FirstIndex: entry.Uint(c.FirstIndex),
 		ID: hex.EncodeToString(id[:]), Time: q.now().UTC().Format(entry.TimeFormat),
 	}
-	sub, err := newSubmission(e, nil)
+	sub, err := newSubmission(e, s.credit)
 	if err != nil {
 		q.logger.Error("conflict entry is malformed", "err", err)
 		return
@@ -326,121 +388,125 @@ func newSubmission(e *entry.Entry, credit conflictCredit) (*submission, error) {
 	return &submission{entry: e, leaf: leaf, key: key, digest: digest, credit: credit, pending: newPending()}, nil
 }
 
-// wait collects the driver's answers, in order, and resolves submissions.
+// wait collects the driver's answers and resolves submissions. Batches that
+// the driver flushes at once may get their indexes in either order.
 func (q *sequencer) wait() {
 	for b := range q.added {
-		var good []settled
-		var bad addedBatch
+		var r result
+		var grown uint64
 		for i, f := range b.futures {
 			s := b.subs[i]
 			index, err := f()
 			if err != nil {
 				q.logger.Error("the storage engine failed to take an entry", "err", withoutPath(err))
-				bad.subs = append(bad.subs, s)
+				s.resolve(0, false, fmt.Errorf("%w: the entry could not be written; submit it again", ErrStorage))
+				r.failed = true
 				continue
 			}
-			good = append(good, settled{int64(index.Index), s})
+			s.resolve(index.Index, true, nil)
+			r.good = append(r.good, s)
+			grown = max(grown, index.Index+1)
 		}
-		if n := len(good); n > 0 {
-			for _, g := range good {
-				g.sub.resolve(uint64(g.index), true, nil)
-			}
-			q.grown(uint64(good[n-1].index) + 1)
-			q.settled <- good
+		if grown > 0 {
+			q.grown(grown)
 		}
-		if len(bad.subs) > 0 {
-			q.failed <- bad
-		}
+		q.results <- r
 	}
 }
 
-func (q *sequencer) addReady(batch []settled) {
-	for _, r := range batch {
-		r.sub.ready = true
-	}
-	q.ready = append(q.ready, batch...)
-}
-
-// applyReady writes what is settled into tx. The rows follow from the log, so a
-// transaction that fails is simply tried again with the next one.
-func (q *sequencer) applyReady(tx *sql.Tx) error {
-	tail := q.slots.applied
-	for _, r := range q.ready {
-		if err := q.slots.apply(tx, r.index, r.sub.entry); err != nil {
-			return err
+// applyReady writes into tx what follows the applied part of the log, in the
+// log's own order, and returns the new tail. A transaction that fails is simply
+// tried again with the next one.
+func (q *sequencer) applyReady(tx *sql.Tx) (tail int64, err error) {
+	tail = q.slots.applied
+	for s := q.ready[tail]; s != nil; s = q.ready[tail] {
+		if err := q.slots.apply(tx, tail, s.entry); err != nil {
+			return 0, err
 		}
-		// After a failed write there is a gap until recover has replayed it.
-		if r.index == tail {
-			tail++
-		}
+		tail++
 	}
 	if tail == q.slots.applied {
-		return nil
+		return tail, nil
 	}
-	return q.slots.setTail(tx, tail)
+	oldest := q.slots.nextSeq // of the reservations that are still needed
+	for _, s := range q.inFlight {
+		if !s.ready || int64(s.index) >= tail {
+			oldest = min(oldest, s.seq)
+		}
+	}
+	return tail, errors.Join(q.slots.release(tx, oldest), q.slots.setTail(tx, tail))
 }
 
 // appliedReady forgets what applyReady wrote, once it is committed.
 func (q *sequencer) appliedReady() {
-	for _, r := range q.ready {
-		if r.index == q.slots.applied {
-			q.slots.applied++
+	for s := q.ready[q.slots.applied]; s != nil; s = q.ready[q.slots.applied] {
+		delete(q.ready, q.slots.applied)
+		if q.inFlight[s.key] == s {
+			delete(q.inFlight, s.key)
 		}
-		if q.inFlight[r.sub.key] == r.sub {
-			delete(q.inFlight, r.sub.key)
-		}
+		q.slots.applied++
 	}
-	q.ready = q.ready[:0]
+	q.urgent = false
+	for _, s := range q.ready { // behind a gap: rare
+		q.urgent = q.urgent || s.urgent()
+	}
 }
 
+// settle applies what is ready while there is nothing to decide.
 func (q *sequencer) settle() error {
-	if len(q.ready) == 0 {
+	if q.doubt || q.ready[q.slots.applied] == nil {
 		return nil
 	}
-	if err := q.slots.update(q.applyReady); err != nil {
+	err := q.slots.update(func(tx *sql.Tx) error {
+		_, err := q.applyReady(tx)
 		return err
+	})
+	if err == nil {
+		q.appliedReady()
 	}
-	q.appliedReady()
-	return nil
+	return err
 }
 
-// recover finds out what became of entries whose write failed: those the log
-// has are settled, the others' slots are freed.
-func (q *sequencer) recover(ctx context.Context, b addedBatch) error {
-	defer func() {
-		for _, s := range b.subs {
-			delete(q.inFlight, s.key)
-			s.resolve(0, false, fmt.Errorf("%w: the entry could not be written; submit it again", ErrStorage))
-		}
-	}()
-	keys := make([][32]byte, len(b.subs))
-	for i, s := range b.subs {
-		keys[i] = s.key
+// tryRecover runs recover. If storage holds the wrong thing, writing stops; if
+// it merely fails, submissions fail until it does not.
+func (q *sequencer) tryRecover(ctx context.Context) {
+	switch err := q.recover(ctx); {
+	case err == nil:
+		q.logger.Info("recovered from a failed write", "size", q.slots.applied)
+		q.doubt = false
+	case ctx.Err() != nil:
+	case errors.Is(err, errUnreadable), errors.Is(err, ErrBehind):
+		q.latch(fmt.Errorf("recovering from a failed write: %w", err))
+		q.tried = time.Now().Add(time.Hour) // for good
+	default:
+		q.logger.Error("cannot recover from a failed write yet", "err", err)
+		q.tried = time.Now()
 	}
-	if err := q.slots.markAdded(keys); err != nil {
-		return err
-	}
-	// Nothing may be in flight while the tail is read.
-	for len(q.inFlight) > len(b.subs)+len(q.ready) {
-		select {
-		case s := <-q.settled:
-			q.addReady(s)
-		case more := <-q.failed:
-			b.subs = append(b.subs, more.subs...)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if err := q.settle(); err != nil {
+}
+
+// recover finds out what became of entries after a write failed: those the log
+// has are applied, the others' slots are freed. The driver has nothing.
+func (q *sequencer) recover(ctx context.Context) error {
+	if err := q.slots.markAdded(); err != nil {
 		return err
 	}
 	size, err := q.size(ctx)
 	if err != nil {
 		return err
 	}
-	if err := q.slots.catchUp(ctx, q.tree(int64(size)), nil); err != nil {
+	for index := range q.ready {
+		if uint64(index) >= size {
+			return fmt.Errorf("%w: entry %d was taken and is not there; the log has %d", ErrBehind, index, size)
+		}
+	}
+	t := q.tree(int64(size))
+	t.ctx = ctx
+	if err := q.slots.catchUp(ctx, t, nil); err != nil {
 		return err
 	}
+	clear(q.inFlight)
+	clear(q.ready)
+	q.urgent = false
 	if size > 0 {
 		q.grown(size)
 	}

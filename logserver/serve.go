@@ -20,7 +20,8 @@ import (
 )
 
 // drainLimit is how long calls under way may go on after a stop was asked for.
-const drainLimit = 15 * time.Second
+// One more round of cosigning may follow.
+const drainLimit = 8 * time.Second
 
 // Serve answers on both listeners until ctx ends, then lets calls under way
 // finish, and closes the log. tlsConfig may be nil.
@@ -34,7 +35,7 @@ func (l *Log) Serve(ctx context.Context, grpcLis, httpLis net.Listener, tlsConfi
 	}
 	outer := l.GRPC(opts...)
 	// REST calls take the same way as gRPC calls, in memory.
-	inner := l.GRPC()
+	inner := l.GRPC(grpc.MaxConcurrentStreams(1 << 20)) // one connection for all; Config.MaxInFlight bounds it
 	memory := bufconn.Listen(1 << 20)
 	conn, err := grpc.NewClient("passthrough:///rest", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return memory.DialContext(ctx) }))
@@ -74,22 +75,18 @@ func (l *Log) Serve(ctx context.Context, grpcLis, httpLis net.Listener, tlsConfi
 	l.setStatus(Status{Reason: errClosing}) // no new submissions; those under way are published
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
 	defer cancel()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
+	var stopping sync.WaitGroup
+	stopping.Go(func() {
 		if err := web.Shutdown(drain); err != nil {
 			web.Close() // what is left is cut off; nothing of it was acknowledged
 		}
-		outer.GracefulStop()
-		inner.GracefulStop()
-	}()
-	select {
-	case <-stopped:
-	case <-drain.Done():
-		outer.Stop()
 		inner.Stop()
-		<-stopped
-	}
+	})
+	stopping.Go(func() {
+		defer context.AfterFunc(drain, outer.Stop)()
+		outer.GracefulStop()
+	})
+	stopping.Wait()
 	serving.Wait()
 	return errors.Join(err, conn.Close(), l.Close())
 }

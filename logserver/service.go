@@ -33,7 +33,8 @@ type service struct {
 
 const (
 	maxMessage   = 64 << 10 // of one request; an entry is at most 4 KiB
-	streamAhead  = 8192     // entries of one stream that wait for their acknowledgement
+	maxStream    = 16 << 20 // of one REST stream
+	streamAhead  = 16384    // entries of one stream that wait for their acknowledgement
 	maxPage      = 1000
 	defaultPage  = 100
 	maxProofs    = 100
@@ -165,8 +166,7 @@ func (s *service) SubmitStream(stream grpc.BidiStreamingServer[pb.SubmitRequest,
 // credential's rate is used up: a stream is slowed down, not refused.
 func (s *service) queueOne(ctx context.Context, by Token, e *entry.Entry) (*ticket, error) {
 	for {
-		again := *e
-		t, err := s.log.queue(ctx, by, &again)
+		t, err := s.log.queue(ctx, by, e)
 		if !errors.Is(err, ErrOverloaded) {
 			return t, err
 		}

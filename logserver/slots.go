@@ -3,10 +3,11 @@ package logserver
 // Uniqueness: what one digest each slot is pinned to, decided durably before
 // an entry is handed to the storage engine.
 //
-// A slot's row is reserved (durable, not yet handed over), added (handed over,
-// outcome uncertain) or indexed. Rows follow from the log: after a crash the
-// log's tail is replayed, what is found there is indexed, and what is not is
-// freed. The whole file can be deleted; it is rebuilt from the tiles.
+// A slot is reserved (durable, not yet handed over), added (handed over,
+// outcome uncertain) or indexed. Reservations are few, and stand in a table of
+// their own; slots holds what is in the log and follows from it: after a crash
+// the log's tail is replayed, what is found there is indexed, and what is not
+// is freed. The whole file can be deleted; it is rebuilt from the tiles.
 //
 // Who can change slots.db can make the log accept a second digest for a file
 // name; monitors and clients check uniqueness themselves and would show it.
@@ -19,10 +20,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 
 	"github.com/portbook/portbook/entry"
-	_ "modernc.org/sqlite" // driver "sqlite"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // slotsVersion is raised with every change of the schema: an older file is
@@ -31,24 +34,21 @@ const slotsVersion = 1
 
 const slotsSchema = `
 CREATE TABLE slots (
-	key     BLOB PRIMARY KEY,  -- entry.Slot.Key, or the key of an entry's id
-	digest  BLOB NOT NULL,     -- see digestOf
-	state   INTEGER NOT NULL,  -- stateReserved, stateAdded, stateIndexed
-	idx     INTEGER,           -- index of the entry that pinned the slot
-	prev    INTEGER,           -- while reserved for a replacement: index of the entry it replaces
+	key     BLOB PRIMARY KEY,  -- see slotKey
+	digest  BLOB NOT NULL,     -- see slotKey
+	idx     INTEGER NOT NULL,  -- index of the entry that pinned the slot
 	removed INTEGER NOT NULL DEFAULT 0 -- a remove entry was logged for the file
 ) WITHOUT ROWID;
-CREATE INDEX open_slots ON slots (state) WHERE state < 2;
+CREATE TABLE reserved (
+	seq    INTEGER PRIMARY KEY,
+	key    BLOB NOT NULL,
+	digest BLOB NOT NULL,
+	added  INTEGER NOT NULL DEFAULT 0 -- 1: handed to the storage engine, outcome uncertain
+);
 CREATE TABLE policies (registry TEXT, ecosystem TEXT, overwrite TEXT NOT NULL, PRIMARY KEY (registry, ecosystem));
 CREATE TABLE tail (size INTEGER NOT NULL); -- entries [0, size) are applied
 INSERT INTO tail VALUES (0);
 `
-
-const (
-	stateReserved = 0
-	stateAdded    = 1
-	stateIndexed  = 2
-)
 
 // ConflictError says that a slot is pinned to another digest, or an id to
 // another entry. There is no proof for what was submitted.
@@ -68,23 +68,25 @@ func (e *PreconditionError) Error() string { return e.Field + ": " + e.Reason }
 // slotRow is one row of slots.
 type slotRow struct {
 	digest  []byte
-	state   int
-	index   sql.NullInt64
-	prev    sql.NullInt64
+	index   uint64
 	removed bool
 }
 
 // slots is the open uniqueness database. Only the sequencer's goroutine uses it
 // once the log is open.
 type slots struct {
-	db                           *sql.DB
-	get, reserve, replace, index *sql.Stmt
-	applied                      int64 // tail as last committed
+	db                  *sql.DB
+	get, reserve, index *sql.Stmt
+	applied             int64 // tail as last committed
+	nextSeq             int64 // of the next reservation
+	// entryAt reads an entry of the log.
+	entryAt func(index int64) (*entry.Entry, error)
 }
 
 // openSQLite opens one of our databases: one connection, write-ahead log.
 func openSQLite(path, synchronous string) (*sql.DB, error) {
-	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous("+synchronous+")")
+	name := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
+	db, err := sql.Open("sqlite", name+"?_txlock=immediate&_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous("+synchronous+")")
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +106,9 @@ func openVersioned(path, synchronous, schema string, version int) (*sql.DB, erro
 	if err == nil && have == version {
 		return db, nil
 	}
+	if err != nil && !isDamaged(err) {
+		return nil, errors.Join(withoutPath(err), db.Close())
+	}
 	if err := errors.Join(db.Close(), os.RemoveAll(path), os.RemoveAll(path+"-wal"), os.RemoveAll(path+"-shm")); err != nil {
 		return nil, err
 	}
@@ -116,27 +121,33 @@ func openVersioned(path, synchronous, schema string, version int) (*sql.DB, erro
 	return db, nil
 }
 
+// isDamaged tells a file that is no database, or a broken one, from a database
+// that cannot be read at the moment.
+func isDamaged(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_NOTADB || e.Code()&0xff == sqlite3.SQLITE_CORRUPT)
+}
+
 func openSlots(path string) (*slots, error) {
 	db, err := openVersioned(path, "FULL", slotsSchema, slotsVersion)
 	if err != nil {
-		return nil, fmt.Errorf("uniqueness database %s: %w", path, err)
+		return nil, fmt.Errorf("uniqueness database: %w: it follows from the log; if it is damaged, stop the server, delete slots.db and start again", err)
 	}
 	s := &slots{db: db}
 	for _, p := range []struct {
 		into **sql.Stmt
 		sql  string
 	}{
-		{&s.get, "SELECT digest, state, idx, prev, removed FROM slots WHERE key = ?"},
-		{&s.reserve, "INSERT INTO slots (key, digest, state) VALUES (?, ?, 0) ON CONFLICT DO NOTHING"},
-		{&s.replace, "UPDATE slots SET digest = ?, state = 0, prev = idx, idx = NULL WHERE key = ?"},
-		{&s.index, "INSERT INTO slots (key, digest, state, idx) VALUES (?, ?, 2, ?) ON CONFLICT (key) DO UPDATE SET digest = excluded.digest, state = 2, idx = excluded.idx, prev = NULL, removed = 0 WHERE slots.state < 2 OR slots.digest <> excluded.digest"},
+		{&s.get, "SELECT digest, idx, removed FROM slots WHERE key = ?"},
+		{&s.reserve, "INSERT INTO reserved (seq, key, digest) VALUES (?, ?, ?)"},
+		{&s.index, "INSERT INTO slots (key, digest, idx) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET digest = excluded.digest, idx = excluded.idx, removed = 0 WHERE slots.digest <> excluded.digest"},
 	} {
 		if *p.into, err = db.Prepare(p.sql); err != nil {
-			return nil, errors.Join(fmt.Errorf("uniqueness database %s: %w", path, err), db.Close())
+			return nil, errors.Join(fmt.Errorf("uniqueness database: %w: it follows from the log; if it is damaged, stop the server, delete slots.db and start again", err), db.Close())
 		}
 	}
-	if err := db.QueryRow("SELECT size FROM tail").Scan(&s.applied); err != nil {
-		return nil, errors.Join(fmt.Errorf("uniqueness database %s: %w", path, err), db.Close())
+	if err := db.QueryRow("SELECT size, (SELECT coalesce(max(seq), 0) + 1 FROM reserved) FROM tail").Scan(&s.applied, &s.nextSeq); err != nil {
+		return nil, errors.Join(fmt.Errorf("uniqueness database: %w: it follows from the log; if it is damaged, stop the server, delete slots.db and start again", err), db.Close())
 	}
 	return s, nil
 }
@@ -186,7 +197,7 @@ func sameDigest(a, b []byte) (same, comparable bool) {
 
 func (s *slots) row(tx *sql.Tx, key [32]byte) (*slotRow, error) {
 	var r slotRow
-	err := tx.Stmt(s.get).QueryRow(key[:]).Scan(&r.digest, &r.state, &r.index, &r.prev, &r.removed)
+	err := tx.Stmt(s.get).QueryRow(key[:]).Scan(&r.digest, &r.index, &r.removed)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -194,66 +205,59 @@ func (s *slots) row(tx *sql.Tx, key [32]byte) (*slotRow, error) {
 }
 
 // admit decides on one entry whose key is not in flight: reserve its slot (new
-// is true), name the index it already has, or refuse it.
-func (s *slots) admit(tx *sql.Tx, e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
-	if e.Kind != entry.KindUpload {
-		if err := s.precondition(tx, e); err != nil {
-			// A retry of a reject or a removal finds its own effect: the id decides.
-			if r, rerr := s.row(tx, key); rerr == nil && r != nil && r.state == stateIndexed && bytes.Equal(r.digest, digest) {
-				return uint64(r.index.Int64), false, nil
-			}
-			return 0, false, err
-		}
-	}
-	res, err := tx.Stmt(s.reserve).Exec(key[:], digest)
-	if err != nil {
-		return 0, false, err
-	}
-	if n, err := res.RowsAffected(); err != nil {
-		return 0, false, err
-	} else if n == 1 {
-		if e.Replaces != nil {
-			if _, err := tx.Exec("DELETE FROM slots WHERE key = ?", key[:]); err != nil {
-				return 0, false, err
-			}
-			return 0, false, &PreconditionError{"replaces", "nothing is logged for this file: log it without replaces"}
-		}
-		return 0, true, nil
-	}
+// is true), name the index it already has, or refuse it. tail is how much of
+// the log tx has applied.
+func (s *slots) admit(tx *sql.Tx, tail int64, e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
 	r, err := s.row(tx, key)
 	if err != nil {
 		return 0, false, err
 	}
-	if r.state != stateIndexed {
-		return 0, false, fmt.Errorf("slot of %s is neither in flight nor indexed", e.File)
-	}
-	first := uint64(r.index.Int64)
-	if e.Kind != entry.KindUpload {
-		if bytes.Equal(r.digest, digest) {
-			return first, false, nil
+	switch {
+	case r == nil && e.Kind == entry.KindUpload:
+		if e.Replaces != nil {
+			err = &PreconditionError{"replaces", "nothing is logged for this file: log it without replaces"}
 		}
-		return 0, false, &ConflictError{FirstIndex: first, Reason: fmt.Sprintf("id %s belongs to another entry, at index %d: take a new random id", e.ID, first)}
+	case r == nil:
+		err = s.precondition(tx, tail, e)
+	case e.Kind == entry.KindUpload:
+		same, comparable := sameDigest(r.digest, digest)
+		if same {
+			return r.index, false, nil
+		}
+		if !comparable {
+			return 0, false, otherAlgorithm(r.index)
+		}
+		var allowed bool
+		if allowed, err = s.mayOverwrite(tx, e, r); err == nil && !allowed {
+			err = otherBytes(e, r.index)
+		}
+	case bytes.Equal(r.digest, digest):
+		return r.index, false, nil
+	default:
+		err = otherEntry(e, r.index)
 	}
-	same, comparable := sameDigest(r.digest, digest)
-	if same {
-		return first, false, nil
-	}
-	if !comparable {
-		return 0, false, &PreconditionError{"sha512", fmt.Sprintf("index %d pins this file by another digest algorithm: send both digests", first)}
-	}
-	allowed, err := s.mayOverwrite(tx, e, r)
 	if err != nil {
 		return 0, false, err
 	}
-	if !allowed {
-		slot, _ := e.Slot()
-		return 0, false, &ConflictError{Slot: slot, FirstIndex: first,
-			Reason: fmt.Sprintf("%s of %s is pinned to other bytes by index %d", e.File, e.Project, first)}
-	}
-	if _, err := tx.Stmt(s.replace).Exec(digest, key[:]); err != nil {
-		return 0, false, err
-	}
-	return 0, true, nil
+	_, err = tx.Stmt(s.reserve).Exec(s.nextSeq, key[:], digest)
+	s.nextSeq++
+	return 0, err == nil, err
+}
+
+// otherBytes refuses an upload of a file that is logged with another digest.
+func otherBytes(e *entry.Entry, first uint64) *ConflictError {
+	slot, _ := e.Slot()
+	return &ConflictError{Slot: slot, FirstIndex: first, Reason: fmt.Sprintf("%s of %s is pinned to other bytes by index %d", e.File, e.Project, first)}
+}
+
+// otherAlgorithm refuses an upload whose digest cannot be compared.
+func otherAlgorithm(first uint64) *PreconditionError {
+	return &PreconditionError{"sha512", fmt.Sprintf("index %d pins this file by another digest algorithm: send both digests", first)}
+}
+
+// otherEntry refuses an entry with an id that another one has.
+func otherEntry(e *entry.Entry, first uint64) *ConflictError {
+	return &ConflictError{FirstIndex: first, Reason: fmt.Sprintf("id %s belongs to another entry, at index %d: take a new random id", e.ID, first)}
 }
 
 // mayOverwrite says whether the registry's logged policy lets e take over a
@@ -270,7 +274,7 @@ func (s *slots) mayOverwrite(tx *sql.Tx, e *entry.Entry, r *slotRow) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	named := e.Replaces != nil && int64(*e.Replaces) == r.index.Int64
+	named := e.Replaces != nil && *e.Replaces == r.index
 	switch overwrite {
 	case "replace":
 		return named, nil
@@ -281,7 +285,7 @@ func (s *slots) mayOverwrite(tx *sql.Tx, e *entry.Entry, r *slotRow) (bool, erro
 }
 
 // precondition checks what a status or control entry needs of the log.
-func (s *slots) precondition(tx *sql.Tx, e *entry.Entry) error {
+func (s *slots) precondition(tx *sql.Tx, tail int64, e *entry.Entry) error {
 	switch e.Kind {
 	case entry.KindReject:
 		slot, _ := e.Slot()
@@ -289,7 +293,7 @@ func (s *slots) precondition(tx *sql.Tx, e *entry.Entry) error {
 		if err != nil {
 			return err
 		}
-		if r == nil || r.state != stateIndexed {
+		if r == nil {
 			return &PreconditionError{"file", "nothing is logged for this file that could be rejected"}
 		}
 		digest, err := digestOf(e)
@@ -297,11 +301,18 @@ func (s *slots) precondition(tx *sql.Tx, e *entry.Entry) error {
 			return err
 		}
 		if same, _ := sameDigest(r.digest, digest); !same {
-			return &PreconditionError{"sha256", fmt.Sprintf("index %d logged other bytes for this file: name those", r.index.Int64)}
+			return &PreconditionError{"sha256", fmt.Sprintf("index %d logged other bytes for this file: name those", r.index)}
 		}
 	case entry.KindDispute:
-		if int64(*e.Index) >= s.applied {
+		if *e.Index >= uint64(tail) {
 			return &PreconditionError{"index", fmt.Sprintf("the log has no entry %d", *e.Index)}
+		}
+		disputed, err := s.entryAt(int64(*e.Index))
+		if err != nil {
+			return err
+		}
+		if disputed.Registry != e.Registry {
+			return &PreconditionError{"index", fmt.Sprintf("entry %d is not about %s", *e.Index, e.Registry)}
 		}
 	}
 	return nil
@@ -351,7 +362,7 @@ func (s *slots) catchUp(ctx context.Context, t tree, progress func(done, size in
 			err := upTo.each(s.applied, func(index int64, leaf []byte) error {
 				e, err := entry.Parse(leaf)
 				if err != nil {
-					return fmt.Errorf("entry %d: %w", index, err)
+					return fmt.Errorf("%w: entry %d: %w", errUnreadable, index, err)
 				}
 				return s.apply(tx, index, e)
 			})
@@ -371,51 +382,9 @@ func (s *slots) catchUp(ctx context.Context, t tree, progress func(done, size in
 			return err
 		}
 	}
-	return s.freeLost(t)
-}
-
-// freeLost frees the slots of submissions that never reached the log, and gives
-// a slot that was to be replaced back to the entry it had.
-func (s *slots) freeLost(t tree) error {
+	// What is still reserved never reached the log.
 	return s.update(func(tx *sql.Tx) error {
-		rows, err := tx.Query("SELECT key, prev FROM slots WHERE state < 2 AND prev IS NOT NULL")
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		type lost struct {
-			key  []byte
-			prev int64
-		}
-		var back []lost
-		for rows.Next() {
-			var l lost
-			if err := rows.Scan(&l.key, &l.prev); err != nil {
-				return err
-			}
-			back = append(back, l)
-		}
-		if err := rows.Err(); err != nil {
-			return err
-		}
-		for _, l := range back {
-			leaves, err := t.leaves(l.prev, 1)
-			if err != nil {
-				return err
-			}
-			e, err := entry.Parse(leaves[0])
-			if err != nil {
-				return fmt.Errorf("entry %d: %w", l.prev, err)
-			}
-			digest, err := digestOf(e)
-			if err != nil {
-				return err
-			}
-			if _, err := tx.Exec("UPDATE slots SET digest = ?, state = 2, idx = prev, prev = NULL WHERE key = ?", digest, l.key); err != nil {
-				return err
-			}
-		}
-		_, err = tx.Exec("DELETE FROM slots WHERE state < 2")
+		_, err := tx.Exec("DELETE FROM reserved")
 		return err
 	})
 }
@@ -425,17 +394,19 @@ func (s *slots) setTail(tx *sql.Tx, size int64) error {
 	return err
 }
 
-// markAdded says that rows were handed to the storage engine and that it is not
-// known what became of them.
-func (s *slots) markAdded(keys [][32]byte) error {
+// markAdded says that what is reserved was handed to the storage engine and
+// that it is not known what became of it.
+func (s *slots) markAdded() error {
 	return s.update(func(tx *sql.Tx) error {
-		for _, k := range keys {
-			if _, err := tx.Exec("UPDATE slots SET state = ? WHERE key = ? AND state = ?", stateAdded, k[:], stateReserved); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err := tx.Exec("UPDATE reserved SET added = 1")
+		return err
 	})
+}
+
+// release drops the reservations below seq: what they were for is applied.
+func (s *slots) release(tx *sql.Tx, seq int64) error {
+	_, err := tx.Exec("DELETE FROM reserved WHERE seq < ?", seq)
+	return err
 }
 
 // update runs do in one transaction.

@@ -8,6 +8,7 @@ package logserver
 // and the registry's monitors show them.
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -46,7 +47,7 @@ const tokenPrefix = "pbt"
 const secretSize = 32
 
 // TokenFile is the credentials file of a log. It is read again when it changes,
-// at most twice a second.
+// at most twice a second. While it cannot be read it vouches for nobody.
 type TokenFile struct {
 	path string
 	now  func() time.Time
@@ -55,9 +56,12 @@ type TokenFile struct {
 	tokens  map[string]Token // guarded by mu; by ID
 	stamp   fs.FileInfo      // guarded by mu; of the file that tokens was read from
 	checked time.Time        // guarded by mu
+	broken  error            // guarded by mu; why the file could not be read
 }
 
-// OpenTokens reads the credentials at path; a missing file holds none.
+// OpenTokens reads the credentials at path; a missing file holds none. With an
+// error it returns a TokenFile all the same, which vouches for nobody until the
+// file can be read.
 func OpenTokens(path string, now func() time.Time) (*TokenFile, error) {
 	f := &TokenFile{path: path, now: now}
 	f.mu.Lock()
@@ -67,6 +71,14 @@ func OpenTokens(path string, now func() time.Time) (*TokenFile, error) {
 
 func (f *TokenFile) load() error {
 	f.checked = time.Now()
+	f.broken = f.read()
+	if f.broken != nil {
+		f.tokens, f.stamp = nil, nil
+	}
+	return f.broken
+}
+
+func (f *TokenFile) read() error {
 	info, err := os.Lstat(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		f.tokens, f.stamp = nil, nil
@@ -86,8 +98,13 @@ func (f *TokenFile) load() error {
 		return fmt.Errorf("tokens: %w", err)
 	}
 	var list []Token
-	if err := json.Unmarshal(raw, &list); err != nil {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields() // a misspelt "revoked" must not leave a token valid
+	if err := dec.Decode(&list); err != nil {
 		return fmt.Errorf("tokens: %s: %w", f.path, err)
+	}
+	if dec.More() {
+		return fmt.Errorf("tokens: %s: more than one list", f.path)
 	}
 	tokens := make(map[string]Token, len(list))
 	for _, t := range list {
@@ -117,6 +134,12 @@ func (t Token) check() error {
 		if !slices.Contains(k.Claims(), t.Claim) {
 			return fmt.Errorf("kind %q does not exist with claim %s", k, t.Claim)
 		}
+	}
+	if id, err := hex.DecodeString(t.ID); err != nil || len(id) != 8 {
+		return errors.New("id is not 16 hex digits")
+	}
+	if t.Rate < 0 {
+		return errors.New("rate is negative")
 	}
 	if h, err := hex.DecodeString(t.Hash); err != nil || len(h) != sha256.Size {
 		return errors.New("hash is not a SHA-256 in hex")
@@ -162,8 +185,12 @@ func (f *TokenFile) Revoke(id string) error {
 
 func (f *TokenFile) change(do func([]Token) ([]Token, error)) error {
 	lock, err := lockFile(f.path + ".lock")
-	if err != nil {
-		return err
+	for deadline := time.Now().Add(2 * time.Second); err != nil; lock, err = lockFile(f.path + ".lock") {
+		var held *LockedError // somebody else is changing it right now
+		if !errors.As(err, &held) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	defer lock.release()
 	f.mu.Lock()
@@ -209,12 +236,11 @@ var errNoCredential = errors.New("no valid token: send Authorization: Bearer TOK
 func (f *TokenFile) authenticate(bearer string) (Token, error) {
 	f.mu.Lock()
 	if time.Since(f.checked) > 500*time.Millisecond {
-		if err := f.load(); err != nil {
-			// A file that cannot be read vouches for nobody.
-			f.tokens, f.stamp = nil, nil
-			f.mu.Unlock()
-			return Token{}, fmt.Errorf("%w: %w", ErrStorage, err)
-		}
+		f.load()
+	}
+	if f.broken != nil {
+		defer f.mu.Unlock()
+		return Token{}, fmt.Errorf("%w: %w", ErrStorage, f.broken)
 	}
 	parts := strings.Split(bearer, "_")
 	var t Token
@@ -225,8 +251,8 @@ func (f *TokenFile) authenticate(bearer string) (Token, error) {
 	if len(parts) < 3 || parts[0] != tokenPrefix || t.ID == "" {
 		return Token{}, errNoCredential
 	}
-	secret, err := base64.RawURLEncoding.DecodeString(strings.Join(parts[2:], "_"))
-	if err != nil {
+	secret, err := base64.RawURLEncoding.Strict().DecodeString(strings.Join(parts[2:], "_"))
+	if err != nil || len(secret) != secretSize {
 		return Token{}, errNoCredential
 	}
 	sum := sha256.Sum256(secret)

@@ -120,6 +120,10 @@ func withoutPath(err error) error {
 	if errors.As(err, &p) {
 		return p.Err
 	}
+	var l *os.LinkError // of a rename
+	if errors.As(err, &l) {
+		return l.Err
+	}
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,12 +35,12 @@ type cosigner struct {
 // aheadError says that a witness holds a checkpoint that our own key signed and
 // that our tree does not contain.
 type aheadError struct {
-	witness string
-	why     string
+	who string // a witness, or our own published checkpoint
+	why string
 }
 
 func (e *aheadError) Error() string {
-	return fmt.Sprintf("witness %s holds a checkpoint signed by this log's key that this log does not have: %s", e.witness, e.why)
+	return fmt.Sprintf("%s holds a checkpoint signed by this log's key that this log does not have: %s", e.who, e.why)
 }
 
 func (e *aheadError) Is(target error) bool { return target == ErrBehind }
@@ -160,6 +161,10 @@ func (w *cosigner) post(ctx context.Context, body []byte) (status int, answer []
 func (w *cosigner) do(req *http.Request) (status int, answer []byte, err error) {
 	res, err := w.http.Do(req)
 	if err != nil {
+		var where *url.Error // the URL is the operator's business
+		if errors.As(err, &where) {
+			err = where.Err
+		}
 		return 0, nil, fmt.Errorf("witness %s: %w", w.name, err)
 	}
 	defer res.Body.Close()
@@ -225,7 +230,7 @@ func (w *cosigner) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.
 		return err
 	}
 	if known {
-		if err := contains(t, own, w.name, note); err != nil {
+		if err := contains(t, own, "witness "+w.name, note); err != nil {
 			return err
 		}
 	}
@@ -246,20 +251,29 @@ func (w *cosigner) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.
 	return err
 }
 
+// containsNote is contains for a note as it came.
+func containsNote(t tree, own *c2sp.Key, who string, raw []byte) error {
+	note, err := c2sp.ParseNote(raw)
+	if err != nil {
+		return fmt.Errorf("%s: %w", who, err)
+	}
+	return contains(t, own, who, note)
+}
+
 // contains checks that a note our own key signed is a prefix of t.
-func contains(t tree, own *c2sp.Key, witness string, note *c2sp.Note) error {
+func contains(t tree, own *c2sp.Key, who string, note *c2sp.Note) error {
 	cp, err := c2sp.ParseCheckpoint(note.Text)
 	if err != nil {
-		return fmt.Errorf("witness %s: read API: %w", witness, err)
+		return fmt.Errorf("%s: %w", who, err)
 	}
 	if cp.Origin != own.Name() {
-		return fmt.Errorf("witness %s: read API shows a checkpoint of %q", witness, cp.Origin)
+		return fmt.Errorf("%s shows a checkpoint of %q", who, cp.Origin)
 	}
 	if !signedBy(own, note) {
-		return fmt.Errorf("witness %s: read API shows a checkpoint that this log did not sign", witness)
+		return fmt.Errorf("%s shows a checkpoint that this log did not sign", who)
 	}
 	if int64(cp.Size) > t.size {
-		return &aheadError{witness, fmt.Sprintf("it has size %d, the log has %d entries", cp.Size, t.size)}
+		return &aheadError{who, fmt.Sprintf("it has size %d, the log has %d entries", cp.Size, t.size)}
 	}
 	at := t
 	at.size = int64(cp.Size)
@@ -268,7 +282,7 @@ func contains(t tree, own *c2sp.Key, witness string, note *c2sp.Note) error {
 		return err
 	}
 	if root != cp.Root {
-		return &aheadError{witness, fmt.Sprintf("at size %d its root differs from ours", cp.Size)}
+		return &aheadError{who, fmt.Sprintf("at size %d its root differs from ours", cp.Size)}
 	}
 	return nil
 }

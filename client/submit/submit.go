@@ -116,6 +116,9 @@ func (c *Client) auth(ctx context.Context) context.Context {
 // Submit logs e and waits for its acknowledgement, as long as ctx and the log
 // let it. Errors are *Conflict, *Invalid, *Unavailable, or ErrUnauthorized.
 func (c *Client) Submit(ctx context.Context, e *entry.Entry) (*Ack, error) {
+	if err := sendable(e); err != nil {
+		return nil, err
+	}
 	res, err := c.log.Submit(c.auth(ctx), &pb.SubmitRequest{Entry: toProto(e)})
 	if err != nil {
 		return nil, fromStatus(err)
@@ -145,7 +148,8 @@ type Result struct {
 // Stream logs many entries. next yields them and ends with io.EOF; each is
 // given what it became, in order. Stream returns when all are answered, or with
 // the error that ended the stream: entries not answered then may or may not be
-// logged, and can be submitted again.
+// logged, and can be submitted again. next is called from another goroutine,
+// and not after Stream has returned: Stream waits for it.
 func (c *Client) Stream(ctx context.Context, next func() (*entry.Entry, error), each func(sequence uint64, r Result) error) error {
 	ctx, cancel := context.WithCancel(c.auth(ctx))
 	defer cancel()
@@ -159,6 +163,9 @@ func (c *Client) Stream(ctx context.Context, next func() (*entry.Entry, error), 
 	sending.Go(func() {
 		for {
 			e, err := next()
+			if err == nil {
+				err = sendable(e)
+			}
 			if err == nil {
 				if err = stream.Send(&pb.SubmitRequest{Entry: toProto(e)}); err == nil {
 					sent++
@@ -176,12 +183,13 @@ func (c *Client) Stream(ctx context.Context, next func() (*entry.Entry, error), 
 			return
 		}
 	})
+	stop := func() { cancel(); sending.Wait() }
+	defer stop()
 	var got uint64
 	for {
 		res, err := stream.Recv()
 		if err != nil {
-			cancel()
-			sending.Wait()
+			stop()
 			switch {
 			case sendErr != nil:
 				return sendErr
@@ -200,7 +208,7 @@ func (c *Client) Stream(ctx context.Context, next func() (*entry.Entry, error), 
 		case *pb.SubmitStreamResponse_Logged:
 			r.Ack = &Ack{Index: o.Logged.Index, Proof: o.Logged.Proof}
 		case *pb.SubmitStreamResponse_Error:
-			r.Err = fromParts(codes.Code(o.Error.Code), o.Error.Message, o.Error.Reason, o.Error.Field, o.Error.GetFirstIndex(), 0)
+			r.Err = fromParts(codes.Code(o.Error.Code), o.Error.Message, o.Error.Field, o.Error.GetFirstIndex(), 0)
 		default:
 			return fmt.Errorf("the log's answer to entry %d says nothing", got)
 		}
@@ -214,13 +222,13 @@ func (c *Client) Stream(ctx context.Context, next func() (*entry.Entry, error), 
 // fromStatus turns the log's status into one of this package's errors.
 func fromStatus(err error) error {
 	st := status.Convert(err)
-	var reason, field string
+	var field string
 	var first uint64
 	var retry time.Duration
 	for _, d := range st.Details() {
 		switch d := d.(type) {
 		case *errdetails.ErrorInfo:
-			reason, field = d.Reason, d.Metadata["field"]
+			field = d.Metadata["field"]
 			if n, err := strconv.ParseUint(d.Metadata["first_index"], 10, 63); err == nil {
 				first = n
 			}
@@ -228,15 +236,15 @@ func fromStatus(err error) error {
 			retry = d.RetryDelay.AsDuration()
 		}
 	}
-	return fromParts(st.Code(), st.Message(), reason, field, first, retry)
+	return fromParts(st.Code(), st.Message(), field, first, retry)
 }
 
 // maxRetryAfter caps what a log may ask for.
 const maxRetryAfter = 5 * time.Minute
 
-func fromParts(code codes.Code, message, reason, field string, first uint64, retry time.Duration) error {
+func fromParts(code codes.Code, message, field string, first uint64, retry time.Duration) error {
 	switch {
-	case code == codes.AlreadyExists && reason == "DIGEST_CONFLICT":
+	case code == codes.AlreadyExists:
 		return &Conflict{FirstIndex: first, Reason: message}
 	case code == codes.InvalidArgument, code == codes.FailedPrecondition:
 		return &Invalid{Field: field, Reason: message}
@@ -248,6 +256,20 @@ func fromParts(code codes.Code, message, reason, field string, first uint64, ret
 		return context.Canceled
 	}
 	return &Unavailable{RetryAfter: min(max(retry, 0), maxRetryAfter), Reason: message}
+}
+
+// sendable refuses what the API has no words for: fields of entries that only
+// a log makes.
+func sendable(e *entry.Entry) error {
+	for field, set := range map[string]bool{
+		"origin": e.Origin != "", "vkeys": e.VKeys != nil, "url": e.URL != "", "root": e.Root != "",
+		"slot_claim": e.SlotClaim != "", "first_index": e.FirstIndex != nil,
+	} {
+		if set {
+			return &Invalid{Field: field, Reason: field + ": only a log itself makes entries with this field"}
+		}
+	}
+	return nil
 }
 
 // toProto is e as the API takes it.

@@ -4,7 +4,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -81,6 +83,9 @@ Next:
 // writeKey creates a key file that only its owner can read.
 func writeKey(path string, signer *c2sp.Signer) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s holds a log, or the beginnings of one (%s exists): a log is made once; choose another directory", filepath.Dir(path), filepath.Base(path))
+	}
 	if err != nil {
 		return err
 	}

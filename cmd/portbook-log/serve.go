@@ -7,11 +7,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -45,12 +47,15 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	interval := f.Duration("publish-interval", 100*time.Millisecond, "least time between two checkpoints")
 	republish := f.Duration("republish", 10*time.Minute, "have an unchanged tree cosigned anew after this time, so that its freshness can be judged")
 	maxWait := f.Duration("max-wait", 30*time.Second, "longest that one submission waits for its quorum")
-	maxInFlight := f.Int("max-in-flight", 16384, "most submissions at once; more are refused with a hint to retry")
+	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry")
 	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
 	cli.Require(cmd, "policy")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		if _, err := logserver.ReadIdentity(*dir); err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
 		if *key == "" {
 			*key = filepath.Join(*dir, logserver.KeyFile)
 		}
@@ -80,20 +85,22 @@ signs nothing and goes on serving reads; /readyz says why.`,
 				}
 			}
 		}
-		httpLis, err := net.Listen("tcp", *httpAddr)
-		if err != nil {
-			return err
-		}
-		grpcLis, err := net.Listen("tcp", *grpcAddr)
-		if err != nil {
-			return errors.Join(err, httpLis.Close())
-		}
+		// The log before its addresses: a second server is told who has the log,
+		// not that a port is taken.
 		log, err := logserver.Open(cmd.Context(), logserver.Config{
 			Dir: *dir, Signer: signer, Policy: p, Logger: logger, AnchorBeside: *beside,
 			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight,
 		})
 		if err != nil {
-			return cli.Exit(cli.Refused, errors.Join(err, httpLis.Close(), grpcLis.Close()))
+			return cli.Exit(cli.Refused, err)
+		}
+		httpLis, err := net.Listen("tcp", *httpAddr)
+		if err != nil {
+			return errors.Join(err, log.Close())
+		}
+		grpcLis, err := net.Listen("tcp", *grpcAddr)
+		if err != nil {
+			return errors.Join(err, httpLis.Close(), log.Close())
 		}
 		logger.Info("serving", "origin", log.Origin(), "http", httpLis.Addr(), "grpc", grpcLis.Addr())
 		ctx, stop := context.WithCancelCause(cmd.Context())
@@ -118,7 +125,15 @@ signs nothing and goes on serving reads; /readyz says why.`,
 
 // readKey reads a signing key that only its owner can read.
 func readKey(path string) (*c2sp.Signer, error) {
-	info, err := os.Lstat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("key %s is not a plain file: links are not followed", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}
@@ -128,7 +143,7 @@ func readKey(path string) (*c2sp.Signer, error) {
 	if info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("key %s can be read by others (mode %o): chmod 600 it, and replace it if somebody may have", path, info.Mode().Perm())
 	}
-	raw, err := os.ReadFile(path)
+	raw, err := io.ReadAll(io.LimitReader(f, 4<<10))
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}
