@@ -159,8 +159,8 @@ func domain(name string) string {
 	return host
 }
 
-// maxOperators bounds the search for the fewest operators: 2^20 subsets.
-const maxOperators = 20
+// maxOperators bounds the search through sets of operators.
+const maxOperators = 12
 
 // explainOperators says what c2sp.Policy.Explain, which counts keys, cannot.
 func explainOperators(p *c2sp.Policy, list []operator) (out []string) {
@@ -181,27 +181,54 @@ func explainOperators(p *c2sp.Policy, list []operator) (out []string) {
 	if p.Quorum == c2sp.QuorumNone || len(witnessing) == len(p.Witnesses) || len(witnessing) > maxOperators {
 		return out // nothing that counting keys did not say
 	}
-	fewest := len(witnessing) + 1
-	for set := range 1 << len(witnessing) {
+	act, lie := countOperators(p, witnessing)
+	switch {
+	case act == 1:
+		say("Warning: one operator alone can satisfy the quorum. Put each operator's keys in a group of its own and count groups: docs/policy.md.")
+	case act > 1:
+		say("Counted in operators rather than keys: %d must act together to satisfy the quorum, and %d must lie for two histories if all keys of an operator share one memory of what they cosigned.", act, lie)
+	}
+	return out
+}
+
+// countOperators returns how many operators it takes to satisfy the quorum, and
+// how many any two ways of doing so share; 0, 0 if nothing satisfies it.
+func countOperators(p *c2sp.Policy, list []operator) (act, lie int) {
+	satisfied := func(set int) bool {
 		names := map[string]bool{}
-		for i, o := range witnessing {
+		for i, o := range list {
 			if set>>i&1 == 1 {
 				for _, w := range o.Witnesses {
 					names[w] = true
 				}
 			}
 		}
-		if n := bits.OnesCount(uint(set)); n < fewest && p.Satisfied(names) {
-			fewest = n
+		return p.Satisfied(names)
+	}
+	var least []int // sets from which nobody can be left out
+sets:
+	for set := range 1 << len(list) {
+		if !satisfied(set) {
+			continue
+		}
+		for i := range list {
+			if set>>i&1 == 1 && satisfied(set&^(1<<i)) {
+				continue sets
+			}
+		}
+		least = append(least, set)
+	}
+	if len(least) == 0 {
+		return 0, 0
+	}
+	act, lie = len(list), len(list)
+	for _, a := range least {
+		act = min(act, bits.OnesCount(uint(a)))
+		for _, b := range least {
+			lie = min(lie, bits.OnesCount(uint(a&b)))
 		}
 	}
-	switch {
-	case fewest == 1:
-		say("Warning: one operator alone can satisfy the quorum. Put each operator's keys in a group of its own and count groups: docs/policy.md.")
-	case fewest <= len(witnessing):
-		say("Counted in operators rather than keys: %d must act together to satisfy the quorum.", fewest)
-	}
-	return out
+	return act, lie
 }
 
 func policyShowCmd() *cobra.Command {
