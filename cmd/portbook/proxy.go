@@ -21,6 +21,7 @@ import (
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/registry/proxy"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // verifyingFlags say before which index the proxy stands and whom it believes.
@@ -36,6 +37,12 @@ func (f *verifyingFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.policy, "policy", "", "`FILE` that says which logs and witnesses to believe (default: portbook/policy in your configuration directory)")
 	fs.StringVar(&f.state, "state", "", "`FILE` that remembers each log's newest state, or none (default: portbook/state in your state directory)")
 	fs.StringVar(&f.log, "log", "", "`URL` of the log, asked for proofs that are not beside the file and for its newest state, or none (default: the URL in the policy)")
+	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "index-url" { // what pip calls it
+			name = "index"
+		}
+		return pflag.NormalizedName(name)
+	})
 	fs.StringSliceVar(&f.fileHosts, "file-host", nil, "`HOST[:PORT]` with a private address that the index keeps files on; may be repeated")
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -37,7 +38,8 @@ func runCmd() *cobra.Command {
 is configured and nothing stays behind. It ends with how many files were
 verified, refused, and could not be checked.
 
-pip gets the proxy as its only index. pip's own configuration stays in force, but
+The index is --index, else PIP_INDEX_URL, else pypi.org; pip's configuration files
+are not read for it. pip gets the proxy as its only index. Its own configuration stays in force, but
 not its indexes, links, HTTP proxy and caches. Refused before anything runs (exit
 2): --index-url, --extra-index-url, --find-links, --no-index, --proxy, --cache-dir,
 --isolated, also in requirement files, and requirements with a URL of their own
@@ -77,6 +79,9 @@ What is installed already is not looked at.`,
 }
 
 func run(cmd *cobra.Command, f verifyingFlags, args, local []string, reportFile string) error {
+	if given := os.Getenv("PIP_INDEX_URL"); given != "" && !cmd.Flags().Changed("index") {
+		f.index = given
+	}
 	cfg, err := f.config(slog.New(slog.DiscardHandler)) // what matters is said at the end
 	if err != nil {
 		return err
@@ -89,6 +94,7 @@ func run(cmd *cobra.Command, f verifyingFlags, args, local []string, reportFile 
 	if err != nil {
 		return cli.Exit(cli.CannotCheck, err)
 	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "portbook: index %s, registry %s\n", plain(withoutUser(cfg.Index)), cfg.Registry)
 	srv := p.Server()
 	served := make(chan struct{})
 	go func() { srv.Serve(l); close(served) }()
@@ -130,6 +136,16 @@ func run(cmd *cobra.Command, f verifyingFlags, args, local []string, reportFile 
 		return cli.Exit(commandFailed, nil)
 	}
 	return nil
+}
+
+// withoutUser is the URL without a password in it.
+func withoutUser(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	u.User = nil
+	return u.String()
 }
 
 // tell prints what a person must know, most important last.

@@ -256,6 +256,23 @@ func TestRunCommandFailsItself(t *testing.T) {
 	s.expect(nil, append(args, "absent"), commandFailed, "No matching distribution", "the command failed: exit status 1", "portbook: 0 verified, 0 refused, 0 could not be checked\n")
 }
 
+// The index a person has set for pip is the one that is verified.
+func TestRunTakesPipsIndex(t *testing.T) {
+	s := newShop(t)
+	s.add("aaa")
+	t.Setenv("PIP_INDEX_URL", strings.Replace(s.srv.URL, "http://", "http://me:secret@", 1)+"/simple/")
+	args, _ := s.target()
+	var b bytes.Buffer
+	root := &cobra.Command{Use: "portbook"}
+	root.AddCommand(runCmd())
+	root.SetOut(&b)
+	root.SetErr(&b)
+	root.SetArgs(append([]string{"run", "--policy", s.policy, "--"}, append(args, "aaa")...))
+	if code := cli.Run(t.Context(), root); code != 0 || !strings.Contains(b.String(), "portbook: index "+s.srv.URL+"/simple/, registry "+s.registry+"\n") || strings.Contains(b.String(), "secret") {
+		t.Errorf("exit %d\n%s", code, b.String())
+	}
+}
+
 func TestRunUsage(t *testing.T) {
 	s := newShop(t)
 	s.write("r.txt", "aaa\n--extra-index-url http://127.0.0.1:9/\n")
