@@ -23,8 +23,8 @@ given a different file than everybody else.
 
 Exit codes, for every command: 0 everything asked was done and checked,
 1 refused, 2 usage, 3 cannot check (network, log away; not a verdict).`,
-		Example: `  portbook run --policy policy --index-url https://pypi.example.org/simple/ -- pip install six
-  portbook verify six-1.17.0.tar.gz --registry pypi.example.org --policy policy
+		Example: `  portbook run --index https://pypi.example.org/simple/ -- pip install six
+  portbook verify six-1.17.0.tar.gz --registry pypi.example.org
   portbook policy check policy`,
 	}
 	for _, g := range []struct {

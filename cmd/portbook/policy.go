@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/bits"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -17,6 +20,19 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/net/publicsuffix"
 )
+
+// defaultPolicy is portbook/policy in the user's configuration directory.
+func defaultPolicy() (string, error) {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", fmt.Errorf("--policy FILE is needed: %w", err)
+	}
+	file := filepath.Join(dir, "portbook", "policy")
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("--policy FILE is needed: it says which logs and witnesses to believe (there is none at %s)", show(file))
+	}
+	return file, nil
+}
 
 func policyCmd() *cobra.Command {
 	cmd := &cobra.Command{

@@ -400,6 +400,10 @@ func (r *submitResult) fail(err error) {
 		r.Detail = err.Error()
 	default:
 		r.Outcome, r.Detail = outcomeCannot, err.Error()
+		var out *submit.Unavailable
+		if errors.As(err, &out) && out.RetryAfter > 0 {
+			r.Detail += fmt.Sprintf(" (the log asks to come back in %s)", out.RetryAfter)
+		}
 	}
 }
 

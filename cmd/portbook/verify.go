@@ -26,7 +26,7 @@ import (
 
 func verifyCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "verify FILE... --policy POLICY --registry REGISTRY",
+		Use:   "verify FILE... --registry REGISTRY",
 		Short: "Check offline that files are the ones that were logged",
 		Long: `verify checks each file against the proof beside it (FILE.tlog-proof): the log of
 your policy holds an entry for exactly these bytes under this name in this
@@ -36,31 +36,30 @@ Say with --registry where you mean to install from: the same name in another
 registry is another package. --any-registry accepts what the proof says.
 
 A proof says that a file was logged, not that it is safe, and not that nothing
-happened since. For that, give --state, a file in which portbook remembers the
-newest it has seen of each log, and --log-url to ask the log itself: then a log
-that went back or shows two histories is refused, with evidence.
+happened since. portbook remembers in a state file the newest it has seen of each
+log, and says how old that is; --log-url asks the log itself. A log that went
+back or shows two histories is refused, with evidence.
 
 Exit codes: 0 all verified, 1 a file or its log is refused, 2 usage (also: the
 policy cannot be used), 3 something could not be checked.`,
-		Example: `  portbook verify six-1.17.0.tar.gz --policy policy --registry pypi.example.org
-  portbook verify dist/*.whl --policy policy --registry pypi.example.org \
-      --state ~/.local/state/portbook --log-url https://log.example.org/pypi`,
+		Example: `  portbook verify six-1.17.0.tar.gz --registry pypi.example.org
+  portbook verify dist/*.whl --registry pypi.example.org --policy policy \
+      --log-url https://log.example.org/pypi`,
 		Args: cobra.MinimumNArgs(1),
 	}
 	var v verifier
 	f := cmd.Flags()
-	policy := f.String("policy", "", "policy `FILE`: which logs and witnesses to believe")
+	policy := f.String("policy", "", "`FILE` that says which logs and witnesses to believe (default: portbook/policy in your configuration directory)")
 	f.StringVar(&v.registry, "registry", "", "`REGISTRY` the files are of: host[:port][/path], or the index's URL")
 	anyRegistry := f.Bool("any-registry", false, "accept whatever registry the proof says, and print it")
 	f.StringVar(&v.ecosystem, "ecosystem", entry.PyPI, "`ECOSYSTEM`: pypi, npm, conda or generic")
 	f.StringVar(&v.project, "project", "", "`PROJECT` the file is of; for pypi the file's name already says it")
 	f.StringVar(&v.file, "file", "", "the file's `NAME` in the registry, if it has another here (one file only)")
 	proof := f.String("proof", "", "proof `FILE`, if it is not beside the file (one file only)")
-	state := f.String("state", "", "`FILE` in which portbook remembers the newest it has seen of each log")
-	logURL := f.String("log-url", "", "`URL` of the log, to ask it for its newest checkpoint; needs --state")
+	state := f.String("state", "", "`FILE` that remembers each log's newest state, or none (default: portbook/state in your state directory)")
+	logURL := f.String("log-url", "", "`URL` of the log, to ask it for its newest checkpoint")
 	quiet := f.BoolP("quiet", "q", false, "print nothing about files that are verified")
 	asJSON := f.Bool("json", false, "print a JSON object: files (with outcome, code, detail and what was proven), log, counts")
-	cli.Require(cmd, "policy")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
@@ -69,8 +68,8 @@ policy cannot be used), 3 something could not be checked.`,
 			return cli.Usagef("give --registry, where you mean to install from, or --any-registry to accept what the proof says")
 		case len(args) > 1 && (*proof != "" || v.file != ""):
 			return cli.Usagef("--proof and --file are for one file")
-		case *logURL != "" && *state == "":
-			return cli.Usagef("--log-url needs --state: without memory there is nothing to compare the log with")
+		case *logURL != "" && *state == "none":
+			return cli.Usagef("--log-url and --state none: without memory there is nothing to compare the log with")
 		}
 		var err error
 		if v.registry, err = registryName(v.registry); err != nil {
@@ -79,11 +78,21 @@ policy cannot be used), 3 something could not be checked.`,
 		if err := checkEcosystem(v.ecosystem); err != nil {
 			return cli.Usage(err)
 		}
+		if *policy == "" {
+			if *policy, err = defaultPolicy(); err != nil {
+				return cli.Usage(err)
+			}
+		}
 		if v.policy, err = client.ReadPolicy(*policy); err != nil {
 			return cli.Usage(err)
 		}
 		v.now = time.Now
-		if *state != "" {
+		if *state == "" {
+			if *state, err = defaultState(); err != nil {
+				return cli.Usagef("give --state FILE or --state none: %w", err)
+			}
+		}
+		if *state != "none" {
 			if v.state, err = client.OpenState(*state); err != nil {
 				return err
 			}
@@ -194,6 +203,7 @@ type freshnessResult struct {
 	Checked bool       `json:"checked"`
 	Kind    string     `json:"kind,omitempty"` // fresh, aging, stale
 	AsOf    *time.Time `json:"as_of,omitempty"`
+	Warn    bool       `json:"warn,omitempty"` // older than a day, or a clock is wrong
 	Words   string     `json:"words"`
 }
 
@@ -233,10 +243,10 @@ func (v *verifier) prove(ctx context.Context, path, proof string) (*proven, erro
 		candidates = []string{proof}
 	}
 	var first error
-	for _, c := range candidates {
+	for i, c := range candidates {
 		p, err := v.proveBy(ctx, path, sum, c)
 		if err == nil {
-			p.Refreshed = c == path+refreshedSuffix
+			p.Refreshed = i > 0
 			return p, nil
 		}
 		if errors.Is(err, fs.ErrNotExist) {
@@ -365,7 +375,7 @@ func (v *verifier) proven(got *client.Verified, proof string) *proven {
 	p := &proven{
 		Proof: proof, Registry: e.Registry, AnyRegistry: v.registry == "", Ecosystem: e.Ecosystem, Project: e.Project, Version: e.Version,
 		Name: e.File, SHA256: e.SHA256, Claim: string(e.Claim), Log: got.Checkpoint.Origin, Index: got.Index, TreeSize: got.Checkpoint.Size,
-		CosignedBy: []cosignedBy{}, Freshness: freshnessResult{Words: "not checked (no --state)"},
+		CosignedBy: []cosignedBy{}, Freshness: freshnessResult{Words: "not checked (--state none)"},
 	}
 	if e.Publisher != nil {
 		p.Publisher = publisherWords(e.Publisher)
@@ -374,6 +384,7 @@ func (v *verifier) proven(got *client.Verified, proof string) *proven {
 		t := got.LoggedAt.UTC()
 		p.LoggedAt = &t
 	}
+	slices.SortStableFunc(got.Cosignatures, func(a, b c2sp.Cosignature) int { return strings.Compare(a.Witness, b.Witness) })
 	for _, c := range got.Cosignatures {
 		p.CosignedBy = append(p.CosignedBy, cosignedBy{c.Witness, c.Time.UTC()})
 	}
@@ -385,6 +396,7 @@ func (v *verifier) proven(got *client.Verified, proof string) *proven {
 			p.Freshness.Checked = true
 			p.Freshness.AsOf = &f.AsOf
 		}
+		p.Freshness.Warn = f.Kind != client.Fresh && f.Kind != client.NoHistory && f.Kind != client.NoWitness
 	}
 	return p
 }
@@ -531,9 +543,13 @@ func (f *fileResult) print(out io.Writer) {
 		line("publisher", "%s", ascii(p.Publisher))
 	}
 	if p.Refreshed {
-		line("proof", "the refreshed one: the first does not stand under this policy")
+		line("proof", "%s, since the first proof does not stand", show(p.Proof))
 	}
-	line("freshness", "%s", ascii(p.Freshness.Words))
+	warn := ""
+	if p.Freshness.Warn {
+		warn = "WARNING "
+	}
+	line("freshness", "%s%s", warn, ascii(p.Freshness.Words))
 }
 
 // claimWords says who speaks.
