@@ -121,6 +121,7 @@ func defaultState() (string, error) {
 func proxyCmd() *cobra.Command {
 	var f verifyingFlags
 	var listen, cert, key string
+	var hosts []string
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Serve a package index, verified: nothing unproven passes",
@@ -145,6 +146,7 @@ to the user in --index.`,
 			if err != nil {
 				return err
 			}
+			cfg.Hosts = hosts
 			p, err := proxy.New(cfg)
 			if err != nil {
 				return cli.Usage(err)
@@ -161,6 +163,7 @@ to the user in --index.`,
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:8088", "`ADDRESS` to serve on")
+	cmd.Flags().StringSliceVar(&hosts, "host", nil, "`NAME` that a web server in front passes on, when listening on loopback; may be repeated")
 	cmd.Flags().StringVar(&cert, "tls-cert", "", "certificate `FILE` (PEM), to serve https")
 	cmd.Flags().StringVar(&key, "tls-key", "", "private key `FILE` (PEM) of the certificate")
 	cli.Config(cmd)

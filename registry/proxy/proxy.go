@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,11 @@ type Config struct {
 	// "10.0.0.5:8080") whose files may always be fetched. A host that a page of
 	// the index links to needs no line here, unless its address is private.
 	FileHosts []string
+	// Hosts are names, besides localhost and addresses, under which clients may
+	// ask a proxy that listens on loopback: those a web server in front passes
+	// on. Any other name is a web page's trick to read what its visitor's
+	// machine can reach (DNS rebinding).
+	Hosts []string
 	// Hold is how many bytes of a file are read and kept before the answer
 	// begins; a file no longer than that is refused cleanly. 0 means 8 MiB.
 	Hold int
@@ -139,6 +145,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Detail: printable(target) + " was asked for by its own address, which bypasses the index"})
 		return
 	}
+	if !p.knownName(r) {
+		http.Error(w, "this proxy is not known by that name; --host allows one", http.StatusMisdirectedRequest)
+		return
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
@@ -179,6 +189,21 @@ func elsewhere(r *http.Request) (target string, yes bool) {
 		return "", false
 	}
 	return r.URL.Scheme + "://" + r.URL.Host + r.URL.Path, true
+}
+
+// knownName tells whether a proxy on loopback is asked under a name of its own.
+func (p *Proxy) knownName(r *http.Request) bool {
+	addr, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if !ok || !addr.IP.IsLoopback() {
+		return true
+	}
+	name := r.Host
+	if host, _, err := net.SplitHostPort(name); err == nil {
+		name = host
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	return name == "" || name == "localhost" || net.ParseIP(strings.Trim(name, "[]")) != nil ||
+		slices.ContainsFunc(p.cfg.Hosts, func(h string) bool { return strings.EqualFold(h, name) })
 }
 
 // Server returns an HTTP server for p with bounded headers and no limit on how

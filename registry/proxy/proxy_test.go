@@ -682,3 +682,18 @@ func TestCompressedPages(t *testing.T) {
 		}
 	}
 }
+
+// A web page whose name is made to resolve to 127.0.0.1 must not read a private
+// index through its visitor's proxy.
+func TestDNSRebinding(t *testing.T) {
+	s := newStand(t, func(_ *stand, c *proxy.Config) { c.Hosts = []string{"pkg.team.example"} })
+	s.good("x-1.0.tar.gz", []byte("x"))
+	addr := hostOf(t, s.srv.URL)
+	_, port, _ := strings.Cut(addr, ":")
+	for host, ok := range map[string]bool{addr: true, "localhost:" + port: true, "LOCALHOST.": true, "[::1]:" + port: true, "pkg.team.example": true, "evil.example:" + port: false, "127.0.0.1.evil.example": false} {
+		out := raw(t, addr, "GET /simple/x/ HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+		if strings.HasPrefix(out, "HTTP/1.1 200 ") != ok || !ok && !strings.HasPrefix(out, "HTTP/1.1 421 ") {
+			t.Errorf("%s: %.60q", host, out)
+		}
+	}
+}
