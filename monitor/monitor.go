@@ -220,8 +220,14 @@ func (m *Monitor) Source() Source { return m.cfg.Source }
 func (m *Monitor) Store() *Store { return m.cfg.Store }
 
 // Run watches and delivers until ctx ends. It returns an error only where its
-// own database fails; whatever the log does is a finding.
+// own database fails, or is in use by another monitor (ErrInUse); whatever the
+// log does is a finding.
 func (m *Monitor) Run(ctx context.Context) error {
+	unlock, err := m.cfg.Store.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.outbox.Run(ctx) })
 	g.Go(func() error {

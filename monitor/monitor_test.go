@@ -422,3 +422,20 @@ func TestServeRefusesAMissingDatabase(t *testing.T) {
 		t.Fatal("watching a log that the policy does not name")
 	}
 }
+
+func TestOneMonitorADatabase(t *testing.T) {
+	w := newWorld(t, subsAlice)
+	unlock, err := w.store.lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.m.Run(t.Context()); !errors.Is(err, ErrInUse) {
+		t.Fatalf("a second monitor runs: %v", err)
+	}
+	unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.m.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+}

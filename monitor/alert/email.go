@@ -162,9 +162,9 @@ func (e *Emails) Notify(ctx context.Context, to Receiver, n Notice) (retry bool,
 		c.Close()
 		return true, fmt.Errorf("mail server %s: %w", e.cfg.Server, ctx.Err())
 	}
-	if err == nil {
-		// The relay took the message at the final 250; how it takes QUIT is its
-		// own affair.
+	if err == nil || m.IsDelivered() {
+		// The relay took the message at the final 250; how it takes RSET and
+		// QUIT is its own affair.
 		_ = c.Close()
 		return false, nil
 	}

@@ -1,6 +1,7 @@
 package alert
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -174,6 +175,48 @@ func TestMailAnswers(t *testing.T) {
 	}
 	if retry, err := e.Notify(t.Context(), alice, someNotice()); err == nil || !retry {
 		t.Errorf("a relay that is down: %v %v", retry, err)
+	}
+}
+
+// A relay that hangs up after it took the message has taken it: a retry would
+// send it twice.
+func TestRelayThatHangsUpAfterTakingTheMail(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		r := bufio.NewReader(c)
+		io.WriteString(c, "220 relay\r\n")
+		for data := false; ; {
+			line, err := r.ReadString('\n')
+			switch {
+			case err != nil:
+				return
+			case data && line == ".\r\n":
+				io.WriteString(c, "250 taken\r\n")
+				return
+			case data:
+			case strings.HasPrefix(line, "DATA"):
+				data = true
+				io.WriteString(c, "354 go on\r\n")
+			default:
+				io.WriteString(c, "250 ok\r\n")
+			}
+		}
+	}()
+	e, err := NewEmails(EmailConfig{Server: ln.Addr().String(), TLS: TLSNone, From: "m@example.org", HELO: "localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if retry, err := e.Notify(t.Context(), alice, someNotice()); err != nil || retry {
+		t.Errorf("retry %v, error %v", retry, err)
 	}
 }
 
