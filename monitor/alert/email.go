@@ -193,7 +193,7 @@ func permanent(err error) bool {
 }
 
 func (e *Emails) message(to Receiver, n Notice) (*mail.Msg, error) {
-	m := mail.NewMsg()
+	m := mail.NewMsg(mail.WithNoDefaultUserAgent())
 	if err := m.FromFormat(OneLine(e.from.Name), e.from.Address); err != nil {
 		return nil, fmt.Errorf("mail sender: %w", err)
 	}
@@ -204,6 +204,7 @@ func (e *Emails) message(to Receiver, n Notice) (*mail.Msg, error) {
 	m.SetMessageIDWithValue(OneLine(n.ID) + "." + hex.EncodeToString(sum[:8]) + "@" + e.domain)
 	m.SetDateWithValue(e.cfg.Now())
 	m.Subject(Subject(n))
+	m.SetGenHeader("User-Agent", "portbook-monitor")
 	m.SetGenHeader("Auto-Submitted", "auto-generated")
 	m.SetGenHeader("Portbook-Alert-Id", OneLine(n.ID))
 	m.SetGenHeader("Portbook-Severity", OneLine(string(n.Severity)))
