@@ -65,11 +65,12 @@ again later.`,
 	f.StringVar(&o.ecosystem, "ecosystem", entry.PyPI, "`ECOSYSTEM`: pypi, npm, conda or generic")
 	f.StringVar(&o.project, "project", "", "`PROJECT`; for pypi the file's name says it")
 	f.StringVar(&o.version, "version", "", "`VERSION`; for pypi the file's name says it")
+	purl := f.String("purl", "", "package `URL` instead of these: pkg:generic/tools@1.0?repository_url=https://dl.example.org")
 	f.StringVar(&o.file, "file", "", "the file's `NAME` in the registry, if it has another here (one file only)")
 	f.BoolVar(&s.refresh, "refresh", false, "fetch a new proof also where one verifies; it is written beside the first")
 	f.DurationVar(&s.wait, "wait", time.Minute, "go on trying so long while the log or its witnesses are out")
 	asJSON := f.Bool("json", false, "print a JSON object: files (with outcome, index, proof, code or field, detail), counts")
-	cli.Require(cmd, "log", "registry")
+	cli.Require(cmd, "log")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
@@ -82,6 +83,19 @@ again later.`,
 		var err error
 		if o.registry, err = registryName(o.registry); err != nil {
 			return cli.Usage(err)
+		}
+		if *purl != "" {
+			if cmd.Flags().Changed("ecosystem") || cmd.Flags().Changed("project") || cmd.Flags().Changed("version") {
+				return cli.Usagef("--purl says the ecosystem, the project and the version: leave the other flags out")
+			}
+			n, err := readPURL(*purl, o.registry)
+			if err != nil {
+				return cli.Usage(err)
+			}
+			o.registry, o.ecosystem, o.project, o.version = n.registry, n.ecosystem, n.project, n.version
+		}
+		if o.registry == "" {
+			return cli.Usagef("--registry is required (see %s --help)", cmd.CommandPath())
 		}
 		if err := checkEcosystem(o.ecosystem); err != nil {
 			return cli.Usage(err)

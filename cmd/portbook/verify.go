@@ -54,6 +54,7 @@ policy cannot be used), 3 something could not be checked.`,
 	anyRegistry := f.Bool("any-registry", false, "accept whatever registry the proof says, and print it")
 	f.StringVar(&v.ecosystem, "ecosystem", entry.PyPI, "`ECOSYSTEM`: pypi, npm, conda or generic")
 	f.StringVar(&v.project, "project", "", "`PROJECT` the file is of; for pypi the file's name already says it")
+	purl := f.String("purl", "", "package `URL` instead of these: pkg:pypi/six@1.17.0?repository_url=https://pypi.example.org")
 	f.StringVar(&v.file, "file", "", "the file's `NAME` in the registry, if it has another here (one file only)")
 	proof := f.String("proof", "", "proof `FILE`, if it is not beside the file (one file only)")
 	state := f.String("state", "", "`FILE` that remembers each log's newest state, or none (default: portbook/state in your state directory)")
@@ -63,6 +64,20 @@ policy cannot be used), 3 something could not be checked.`,
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
+		var err error
+		if v.registry, err = registryName(v.registry); err != nil {
+			return cli.Usage(err)
+		}
+		if *purl != "" {
+			if cmd.Flags().Changed("ecosystem") || cmd.Flags().Changed("project") || *anyRegistry {
+				return cli.Usagef("--purl says the ecosystem, the project and the registry: leave the other flags out")
+			}
+			n, err := readPURL(*purl, v.registry)
+			if err != nil {
+				return cli.Usage(err)
+			}
+			v.registry, v.ecosystem, v.project, v.version = n.registry, n.ecosystem, n.project, n.version
+		}
 		switch {
 		case (v.registry == "") != *anyRegistry:
 			return cli.Usagef("give --registry, where you mean to install from, or --any-registry to accept what the proof says")
@@ -70,10 +85,6 @@ policy cannot be used), 3 something could not be checked.`,
 			return cli.Usagef("--proof and --file are for one file")
 		case *logURL != "" && *state == "none":
 			return cli.Usagef("--log-url and --state none: without memory there is nothing to compare the log with")
-		}
-		var err error
-		if v.registry, err = registryName(v.registry); err != nil {
-			return cli.Usage(err)
 		}
 		if err := checkEcosystem(v.ecosystem); err != nil {
 			return cli.Usage(err)
@@ -155,6 +166,7 @@ type verifier struct {
 	registry      string // "" = whatever the proof says
 	ecosystem     string
 	project, file string         // "" = as the file's name says
+	version       string         // "" = any
 	state         *client.State  // nil = freshness is not checked
 	reader        *client.Reader // nil = offline
 	origin        string         // of the reader's log; "" = it could not be asked
@@ -303,6 +315,9 @@ func (v *verifier) check(path string, sum [32]byte, proof []byte) (*client.Verif
 	}
 	if err := got.Check(want); err != nil {
 		return nil, err
+	}
+	if v.version != "" && v.version != got.Entry.Version && !(want.Ecosystem == entry.PyPI && pypi.SameVersion(v.version, got.Entry.Version)) {
+		return nil, &client.Refusal{Code: client.CodeFileName, Check: "version", Detail: fmt.Sprintf("the proof is about version %q, you asked for %q", got.Entry.Version, v.version)}
 	}
 	if want.Ecosystem == entry.PyPI && want.Project == "" {
 		if _, err := pypi.VersionOf(got.Entry.Project, want.Name); err != nil {
