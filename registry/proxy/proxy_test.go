@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -695,5 +698,134 @@ func TestDNSRebinding(t *testing.T) {
 		if strings.HasPrefix(out, "HTTP/1.1 200 ") != ok || !ok && !strings.HasPrefix(out, "HTTP/1.1 421 ") {
 			t.Errorf("%s: %.60q", host, out)
 		}
+	}
+}
+
+// The page and the proof contradict each other: nobody needs the bytes to know.
+func TestPageContradictsProof(t *testing.T) {
+	content := []byte("content")
+	s := newStand(t, nil)
+	s.good("x-1.0.tar.gz", content)
+	asked := false
+	s.index.routes.set("/f/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) { asked = true; w.Write(content) })
+	s.index.pages.set("x", fmt.Sprintf(`<a href="/f/x-1.0.tar.gz#sha256=%064d">x</a>`, 7))
+	_, urls := s.page("x")
+	get(t, urls[0]).refused(t, "file", client.CodeDigest)
+	if asked {
+		t.Error("the file was fetched")
+	}
+	// Once refused it stays counted as refused, whatever the index says next.
+	s.index.pages.set("x", `<a href="/f/x-1.0.tar.gz">x</a>`)
+	s.page("x")
+	get(t, urls[0]).passed(t, "file", content)
+	s.counted(0, 1, 0)
+}
+
+// Behind a company's HTTP proxy the address that is dialled says nothing, so
+// what may be asked for must have been decided before.
+func TestBehindHTTPProxy(t *testing.T) {
+	var asked []string
+	content := []byte("content")
+	var proof []byte
+	company := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.String())
+		if strings.HasSuffix(r.URL.Path, ".tlog-proof") {
+			w.Write(proof)
+		} else {
+			w.Write(content)
+		}
+	}))
+	defer company.Close()
+	s := newStand(t, func(s *stand, c *proxy.Config) {
+		c.Transport = &http.Transport{Proxy: func(r *http.Request) (*url.URL, error) {
+			if r.URL.Host == hostOf(t, s.index.srv.URL) {
+				return nil, nil
+			}
+			return url.Parse(company.URL)
+		}}
+	})
+	proof = s.log.prove(s.log.add(upload("x", "x-1.0.tar.gz", content)), 2)
+	get(t, s.srv.URL+"/files/http/files.example/x-1.0.tar.gz").refused(t, "a host no page has named", proxy.CodeFileHost)
+	if len(asked) != 0 {
+		t.Fatalf("asked %q", asked)
+	}
+	s.index.pages.set("x", `<a href="http://files.example/x-1.0.tar.gz">x</a>`)
+	_, urls := s.page("x")
+	get(t, urls[0]).passed(t, "a host the page has named", content)
+}
+
+func TestRedirects(t *testing.T) {
+	content := []byte("content")
+	other := newIndex(t)
+	other.put("x-1.0.tar.gz", content, nil)
+	other.pages.set("y", "<a href=y-1.0.tar.gz>")
+	s := newStand(t, func(_ *stand, c *proxy.Config) { c.FileHosts = []string{hostOf(t, other.srv.URL)} })
+	s.good("x-1.0.tar.gz", content)
+	_, urls := s.page("x")
+	for name, c := range map[string]struct{ to, code string }{
+		"known host":    {other.srv.URL + "/f/x-1.0.tar.gz", ""},
+		"other scheme":  {"ftp://h/x-1.0.tar.gz", proxy.CodeIndexAnswer},
+		"no location":   {"", proxy.CodeIndexAnswer},
+		"not a URL":     {"http://[", proxy.CodeIndexAnswer},
+		"without end":   {"/f/x-1.0.tar.gz", proxy.CodeIndexAnswer},
+		"private host":  {s.log.srv.URL + "/x", proxy.CodeFileHost},
+		"with password": {strings.Replace(other.srv.URL, "http://", "http://u:p@", 1) + "/f/x-1.0.tar.gz", ""},
+	} {
+		s.index.routes.set("/f/x-1.0.tar.gz", func(w http.ResponseWriter, r *http.Request) {
+			if c.to != "" {
+				w.Header().Set("Location", c.to)
+			}
+			w.WriteHeader(http.StatusFound)
+		})
+		if a := get(t, urls[0]); c.code == "" {
+			a.passed(t, name, content)
+		} else {
+			a.refused(t, name, c.code)
+		}
+	}
+	// A page is the index's own word: from nowhere else, known or not.
+	s.index.routes.set("/simple/y/", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.srv.URL+"/simple/y/", http.StatusFound)
+	})
+	if a := get(t, s.srv.URL+"/simple/y/"); a.code != 502 {
+		t.Errorf("page from another host: %s", a.line)
+	}
+	// And from https there is no way back.
+	secure := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.srv.URL+"/f/x-1.0.tar.gz", http.StatusFound)
+	}))
+	defer secure.Close()
+	d := newStand(t, func(_ *stand, c *proxy.Config) {
+		c.Index, c.FileHosts = secure.URL+"/simple/", []string{hostOf(t, other.srv.URL)}
+		c.Transport = secure.Client().Transport.(*http.Transport)
+	})
+	get(t, d.srv.URL+"/files/https/"+hostOf(t, secure.URL)+"/f/x-1.0.tar.gz").refused(t, "https to http", proxy.CodeIndexAnswer)
+}
+
+// Over TLS the reason must be seen too: no version of HTTP without reason
+// phrases is offered.
+func TestReasonOverTLS(t *testing.T) {
+	donor := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
+	defer donor.Close()
+	s := newStand(t, nil)
+	s.index.put("x-1.0.tar.gz", []byte("x"), nil)
+	_, urls := s.page("x")
+	srv := s.proxy.Server()
+	srv.TLSConfig = &tls.Config{Certificates: donor.TLS.Certificates}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Close()
+	go srv.ServeTLS(l, "", "")
+	tr := donor.Client().Transport.(*http.Transport).Clone()
+	tr.ForceAttemptHTTP2 = true
+	resp, err := (&http.Client{Transport: tr}).Get(strings.Replace(urls[0], s.srv.URL, "https://"+l.Addr().String(), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.ProtoMajor != 1 || !strings.HasPrefix(resp.Status, "403 PORTBOOK REFUSED (PB117): ") {
+		t.Errorf("%s %s", resp.Proto, resp.Status)
 	}
 }
