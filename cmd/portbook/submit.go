@@ -405,7 +405,7 @@ func (r *submitResult) fail(err error) {
 	var refusal *client.Refusal
 	switch {
 	case errors.As(err, &conflict):
-		r.FirstIndex, r.Detail = &conflict.FirstIndex, fmt.Sprintf("the log holds other bytes under this name, as entry %d: %s", conflict.FirstIndex, conflict.Reason)
+		r.FirstIndex, r.Detail = &conflict.FirstIndex, fmt.Sprintf("the log holds other bytes under this name, as entry %d", conflict.FirstIndex)
 	case errors.As(err, &invalid):
 		r.Field, r.Detail = invalid.Field, invalid.Reason
 	case errors.As(err, &refusal):
