@@ -8,6 +8,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"sync/atomic"
@@ -97,17 +98,27 @@ func OriginOf(p *c2sp.Policy, origin string) (string, error) {
 	return found, nil
 }
 
-// Begin makes the database at path and the log's first row in it. Entries
-// below alertFrom are indexed and not alerted.
+// Begin makes the database at path, if there is none, and the log's first row
+// in it. Entries below alertFrom are indexed and not alerted. It refuses, with
+// an error that is fs.ErrExist, a database that watches the log already: to
+// begin again would be to forget what it saw.
 func Begin(ctx context.Context, path, origin string, alertFrom uint64) error {
-	if err := CreateStore(ctx, path); err != nil {
+	if err := CreateStore(ctx, path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	s, err := OpenStore(ctx, path, nil)
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.addLog(ctx, origin, alertFrom), s.Close())
+	defer s.Close()
+	l, err := s.loadLog(ctx, origin)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		return fmt.Errorf("%s: this database watches %s already (%w); to begin again would forget what the monitor saw. Move it away first if that is what you want", path, origin, fs.ErrExist)
+	}
+	return s.addLog(ctx, origin, alertFrom)
 }
 
 // Head reads and verifies a log's newest checkpoint under the policy, for who

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -437,5 +439,47 @@ func TestOneMonitorADatabase(t *testing.T) {
 	cancel()
 	if err := w.m.Run(ctx); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestBeginFinishesWhatWasCutShort(t *testing.T) {
+	path := t.TempDir() + "/m.db"
+	if err := CreateStore(t.Context(), path); err != nil { // as far as a crash let it come
+		t.Fatal(err)
+	}
+	if err := Begin(t.Context(), path, testOrigin, 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := Begin(t.Context(), path, testOrigin, 0); !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("began twice: %v", err)
+	}
+	s, err := OpenStore(t.Context(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if l, err := s.loadLog(t.Context(), testOrigin); err != nil || l.AlertFrom != 7 {
+		t.Fatalf("%+v %v", l, err)
+	}
+}
+
+// A database that is damaged is refused, not replaced.
+func TestDamagedDatabase(t *testing.T) {
+	path := t.TempDir() + "/m.db"
+	if err := os.WriteFile(path, []byte(strings.Repeat("not a database ", 100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := OpenStore(t.Context(), path, nil); err == nil {
+		s.Close()
+		t.Error("opened")
+	}
+	w := newWorld(t, subsAlice)
+	fill(w, 300)
+	w.round()
+	if _, err := w.store.w.Exec(`UPDATE log SET verified_range = zeroblob(length(verified_range))`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(t.Context(), w.cfg); err == nil || !strings.Contains(err.Error(), "compact range") {
+		t.Errorf("a damaged cursor: %v", err)
 	}
 }

@@ -39,7 +39,7 @@ type Store struct {
 func CreateStore(ctx context.Context, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: there is a database already; a new one would forget what the monitor saw. Move it away first if that is what you want", path)
+		return fmt.Errorf("%s: there is a database already: %w", path, fs.ErrExist)
 	}
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client"
@@ -63,8 +64,10 @@ func begin(ctx context.Context, db string, o *opened, fromStart bool) (uint64, e
 		}
 		size = v.Size
 	}
-	if err := monitor.Begin(ctx, db, o.origin, size); err != nil {
+	if err := monitor.Begin(ctx, db, o.origin, size); errors.Is(err, fs.ErrExist) {
 		return 0, cli.Usage(err)
+	} else if err != nil {
+		return 0, err
 	}
 	return size, nil
 }

@@ -148,7 +148,7 @@ func TestProgram(t *testing.T) {
 	if info, err := os.Stat(db); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the database can be read by others: %v %v", info.Mode(), err)
 	}
-	refuse(2, "there is a database already", append([]string{"init"}, common...)...)
+	refuse(2, "already", append([]string{"init"}, common...)...)
 	bad := write(t, filepath.Join(dir, "bad.yaml"), "subscription: []\n")
 	refuse(2, "field subscription not found", append([]string{"serve", "--subscriptions", bad}, common...)...)
 	mails := write(t, filepath.Join(dir, "mails.yaml"), "operator: {notify: [{email: ops@example.org}]}\n")
