@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/portbook/portbook/entry"
@@ -99,7 +100,7 @@ func (l *lookup) run(ctx context.Context) {
 			l.covered.set(have)
 			// While the log grows fast, index more at a time and less often: the
 			// submissions come first.
-			if !sleep(ctx, min(2*time.Since(start), time.Second)) {
+			if !sleep(ctx, min(8*time.Since(start), 4*time.Second)) {
 				return
 			}
 		}
@@ -136,17 +137,19 @@ func (l *lookup) index(ctx context.Context, from, to int64) error {
 		return 1
 	})
 	return inTx(l.db, func(tx *sql.Tx) error {
-		insert, err := tx.Prepare("INSERT OR IGNORE INTO lookup VALUES (?, ?)")
-		if err != nil {
-			return err
-		}
-		defer insert.Close()
-		for _, r := range rows {
-			if _, err := insert.Exec(r.key, r.index); err != nil {
+		const together = 256 // rows a statement: half the time of one by one
+		for len(rows) > 0 {
+			n := min(together, len(rows))
+			args := make([]any, 0, 2*n)
+			for _, r := range rows[:n] {
+				args = append(args, r.key, r.index)
+			}
+			if _, err := tx.Exec("INSERT OR IGNORE INTO lookup VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1), args...); err != nil {
 				return err
 			}
+			rows = rows[n:]
 		}
-		_, err = tx.Exec("UPDATE tail SET size = ?", to)
+		_, err := tx.Exec("UPDATE tail SET size = ?", to)
 		return err
 	})
 }

@@ -105,7 +105,7 @@ type sequencer struct {
 const (
 	batchMax   = 1024
 	queueMax   = 4 * batchMax
-	applyMin   = 8 * batchMax          // uploads are applied so many at a time: fewer pages are written twice
+	applyMin   = 32 * batchMax         // uploads are applied so many at a time: fewer pages are written twice
 	settleWait = 50 * time.Millisecond // an idle log applies what is settled after this long
 	// maxOutstanding batches are with the driver; meanwhile the next one grows.
 	maxOutstanding = 2
@@ -156,6 +156,9 @@ func (q *sequencer) run(ctx context.Context) {
 		case r := <-q.results:
 			q.take(r)
 		case <-idle.C:
+			if q.outstanding > 0 {
+				continue // busy: decide applies what is ready when it is much
+			}
 			if err := q.settle(); err != nil {
 				q.logger.Error("uniqueness database cannot be written", "err", err)
 				q.doubt = true

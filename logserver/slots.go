@@ -83,10 +83,13 @@ type slots struct {
 	entryAt func(index int64) (*entry.Entry, error)
 }
 
-// openSQLite opens one of our databases: one connection, write-ahead log.
+// openSQLite opens one of our databases: one connection, write-ahead log. Its
+// keys are hashes, so every row touches another page: pages are small, and the
+// log is folded into the file seldom.
 func openSQLite(path, synchronous string) (*sql.DB, error) {
 	name := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
-	db, err := sql.Open("sqlite", name+"?_txlock=immediate&_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous("+synchronous+")")
+	db, err := sql.Open("sqlite", name+"?_txlock=immediate&_pragma=busy_timeout(5000)&_pragma=page_size(1024)&_pragma=cache_size(-32768)"+
+		"&_pragma=wal_autocheckpoint(32768)&_pragma=journal_mode(WAL)&_pragma=synchronous("+synchronous+")")
 	if err != nil {
 		return nil, err
 	}
