@@ -33,6 +33,7 @@ var rules = []rule{
 	{"monitor", []string{"entry", "c2sp", "proto", "client", "attest", "monitor"}, []string{"github.com/transparency-dev/tessera/storage"}, "it judges the log from outside, with what anyone has"},
 	{"internal/cli", nil, nil, "the programs' edge"},
 	{"internal/rules", nil, nil, "tests only"},
+	{"internal/evillog", []string{"entry", "c2sp", "witness"}, nil, "a log that lies, on the real formats; its tests bring the readers"},
 	{"internal/world", []string{""}, nil, "a whole system in temporary directories"},
 	{"cmd", []string{""}, nil, "programs wire everything"},
 }
