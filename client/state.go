@@ -136,8 +136,9 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 	}
 	v, quorumErr := p.Verify(note)
 	if quorumErr != nil {
-		// Not to be remembered. But if the log signed a fork, that is worth
-		// more than to know that its witnesses did not.
+		// Not to be remembered. But if the log signed a fork, or shows a head
+		// that it had left behind, that is worth more than to know that its
+		// witnesses did not sign: honest ones never do.
 		logs, err := readState(s.path)
 		if err != nil {
 			return err
@@ -146,6 +147,9 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 			var refusal *Refusal
 			if err := s.compare(ctx, p, old, signed, note, r); errors.As(err, &refusal) && refusal.Evidence != "" {
 				return err
+			}
+			if head && signed.Size < old.Checkpoint.Size {
+				return refuseRollback(signed, old)
 			}
 		}
 		return headError(quorumErr)
@@ -168,8 +172,7 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 				if errors.As(err, &refusal) && refusal.Code == CodeForkPrefix {
 					return err
 				}
-				return &Refusal{Code: CodeRollback, Check: "the log only grows",
-					Detail: fmt.Sprintf("%q now shows size %d; size %d was seen before", v.Origin, v.Size, old.Checkpoint.Size)}
+				return refuseRollback(v, old)
 			}
 			if err != nil {
 				return err
@@ -186,6 +189,11 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 			return err
 		}
 	}
+}
+
+func refuseRollback(v *c2sp.Verified, old Remembered) *Refusal {
+	return &Refusal{Code: CodeRollback, Check: "the log only grows",
+		Detail: fmt.Sprintf("%q now shows size %d; size %d was seen before", v.Origin, v.Size, old.Checkpoint.Size)}
 }
 
 // headError says what it means that a checkpoint does not stand on its own.

@@ -268,6 +268,9 @@ func TestStateRefusesRollback(t *testing.T) {
 		l.setHead(l.note(size, t0.Add(time.Hour), 1, 2, 3))
 		wantRefusal(t, s.Latest(ctx, l.policy, r), CodeRollback)
 	}
+	// Honest witnesses cosign no tree smaller than one they have cosigned.
+	l.setHead(l.note(299, t0.Add(time.Hour)))
+	wantRefusal(t, s.Latest(ctx, l.policy, r), CodeRollback)
 	// Restored from a backup: the tiles of the larger tree are gone too.
 	old := l.fork(256)
 	old.setHead(old.note(256, t0.Add(time.Hour), 1, 2, 3))
