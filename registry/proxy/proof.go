@@ -20,7 +20,10 @@ import (
 )
 
 const (
-	proofTimeout = 8 * time.Second // beside the file, attempts included
+	// proofTimeout is for finding a proof, attempts included: half of it for
+	// the one beside the file where there is a log to ask for the other half.
+	// pip gives a silent server 15 s.
+	proofTimeout = 8 * time.Second
 	proofKept    = 10 * time.Minute
 	maxLogAnswer = 8 << 20 // a digest may have been logged several times
 )
@@ -49,6 +52,8 @@ func (p *Proxy) prove(ctx context.Context, u *url.URL, t *told, want *[32]byte, 
 			return v, nil
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
+	defer cancel()
 	v, first := p.proveBeside(ctx, u, name, t, want, auth)
 	if v == nil && p.reader != nil && !isTampering(first) {
 		if want == nil {
@@ -89,7 +94,11 @@ func isTampering(err error) bool {
 // proveBeside tries the proof that lies beside the file. nil, nil: there is
 // none.
 func (p *Proxy) proveBeside(ctx context.Context, u *url.URL, name string, t *told, want *[32]byte, auth string) (*client.Verified, error) {
-	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
+	patience := proofTimeout
+	if p.reader != nil {
+		patience /= 2
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	b, err := p.fetchProof(ctx, u, auth)
 	if b == nil || err != nil {
@@ -166,8 +175,6 @@ func (p *Proxy) check(v *client.Verified, name string, t *told, want *[32]byte) 
 // proveByLog asks the log for proofs of a digest and takes the first that is
 // for this file. nil, nil: the log has none.
 func (p *Proxy) proveByLog(ctx context.Context, name string, t *told, sum [32]byte) (*client.Verified, error) {
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
-	defer cancel()
 	answer, err := p.askLog(ctx, sum)
 	if err != nil {
 		return nil, err
