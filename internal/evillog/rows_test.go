@@ -18,6 +18,7 @@ import (
 type row struct {
 	name                                  string
 	honest                                bool // the witnesses are real ones
+	fresh                                 bool // the reader has never seen the log
 	lie                                   func(*stage)
 	state, proof, proxy, monitor, witness string
 }
@@ -37,7 +38,8 @@ var rows = []row{
 	{name: "honest growth, honest witnesses", honest: true, lie: func(s *stage) {},
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 
-	// History: well-formed and properly signed.
+	// History: well-formed and properly signed. Where the witnesses collude, a proof
+	// alone cannot show it: memory, other witnesses and monitors do.
 
 	{name: "fork of the known size", lie: func(s *stage) { s.log.Fork(3, s.evil(3, known)...) },
 		state: "PB201+evidence", proof: "verified", proxy: "PB201+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
@@ -45,12 +47,19 @@ var rows = []row{
 		state: "PB201+evidence", proof: "PB106", proxy: "PB201+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
 	{name: "fork of one size, only its last entry", lie: func(s *stage) { s.log.Fork(known-1, s.evil(known-1, known)...) },
 		state: "PB201+evidence", proof: "verified", proxy: "PB201+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
+	// Sizes differ: without tiles a witness cannot prove it to others, and only
+	// refuses.
 	{name: "larger fork", lie: func(s *stage) { s.log.Fork(3, s.evil(3, 320)...) },
 		state: "PB202+evidence", proof: "verified", proxy: "PB202+evidence", monitor: "held, tampering/fork+evidence", witness: "422"},
 	{name: "larger fork, honest witnesses", honest: true, lie: func(s *stage) { s.log.Fork(3, s.evil(3, 320)...) },
 		state: "PB202+evidence", proof: "PB106", proxy: "PB202+evidence", monitor: "held, tampering/fork+evidence", witness: "422"},
+	// What a quorum of colluding witnesses and a log that hides its tiles can do to
+	// one installer: the file is served, with a warning. Broken storage looks the
+	// same, and must not stop what is proven from being installed.
 	{name: "larger fork with the tiles of the truth", lie: func(s *stage) { s.log.KeepTiles(); s.log.Fork(3, s.evil(3, grown)...) },
 		state: "PB204", proof: "verified", proxy: "served, warned", monitor: "held, tampering/tiles", witness: "422"},
+	// The log no longer has the tiles that would show the fork, so it is a rollback;
+	// the monitor has every leaf itself.
 	{name: "smaller fork", lie: func(s *stage) { s.log.Fork(3, s.evil(3, 200)...) },
 		state: "PB203", proof: "verified", proxy: "PB203", monitor: "held, tampering/fork+evidence", witness: "409"},
 	{name: "smaller fork with the tiles of the truth", lie: func(s *stage) { s.log.KeepTiles(); s.log.Fork(3, s.evil(3, 200)...) },
@@ -75,8 +84,10 @@ var rows = []row{
 		state: "PB203", proof: "verified", proxy: "PB203", monitor: "held, tampering/rollback", witness: "409"},
 	{name: "rollback to size 0", lie: func(s *stage) { s.log.Rollback(0) },
 		state: "PB203", proof: "PB107", proxy: "PB203", monitor: "held, tampering/rollback", witness: "409"},
+	// A witness may cosign the same tree again; it says nothing new.
 	{name: "freeze", lie: func(s *stage) { s.log.Replay(s.first); s.clock.Add(8 * 24 * time.Hour) },
 		state: "kept, stale", proof: "verified", proxy: "served, warned", monitor: "held, infrastructure/silent", witness: "200"},
+	// One liar cannot make an old checkpoint look new: freshness is the quorum's.
 	{name: "freeze, one witness signs it again and again", lie: func(s *stage) { s.clock.Add(8 * 24 * time.Hour); s.log.Replay(dateAgain(s, s.first, 0)) },
 		state: "kept, stale", proof: "verified", proxy: "served, warned", monitor: "held, infrastructure/silent", witness: "200"},
 	{name: "future time, ten years", lie: func(s *stage) { s.log.FutureTime(10 * 365 * 24 * time.Hour) },
@@ -87,6 +98,23 @@ var rows = []row{
 		state: "PB205", proof: "PB105", proxy: "PB105", monitor: "held, tampering/head-signature", witness: "200"},
 	{name: "cosignature time 2^63", lie: func(s *stage) { s.log.CosignTime(1<<63, 1) },
 		state: "PB205", proof: "PB105", proxy: "PB105", monitor: "held, tampering/head-signature", witness: "200"},
+	// Whoever sees a log for the first time believes it, if the quorum does.
+	{name: "a fork, to a newcomer", fresh: true, lie: func(s *stage) { s.log.Fork(3, s.evil(3, known)...) },
+		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
+	{name: "a fork, to a newcomer, honest witnesses", honest: true, fresh: true, lie: func(s *stage) { s.log.Fork(3, s.evil(3, known)...) },
+		state: "PB306, no history", proof: "PB106", proxy: "PB106", monitor: "held, infrastructure/silent later", witness: "200"},
+	{name: "a rollback, to a newcomer", fresh: true, lie: func(s *stage) { s.log.Rollback(200) },
+		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed, infrastructure/silent later", witness: "200"},
+	{name: "root of another tree, to a newcomer", fresh: true, lie: func(s *stage) { s.log.WriteRoot("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=") },
+		state: "accepted", proof: "PB107", proxy: "PB107", monitor: "held, tampering/tiles", witness: "200"},
+	// Nothing to compare with, so no tile is read; the monitor rehashes all leaves.
+	{name: "tiles of garbage, to a newcomer", fresh: true, lie: func(s *stage) { s.log.GarbageTiles() },
+		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
+	{name: "size 0 with a root, to a newcomer", fresh: true, lie: func(s *stage) { s.log.WriteSize("0") },
+		state: "PB303, no history", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "422"},
+	{name: "bad signature on the head, a good proof beside the file", lie: func(s *stage) { good := s.proof(); s.proof = func() []byte { return good }; s.log.BadSignature(0) },
+		state: "PB205", proof: "verified", proxy: "served, warned", monitor: "held, tampering/head-signature", witness: "403"},
+	// One proof cannot show that there is another entry: this is the monitors' part.
 	{name: "second digest for one file", lie: func(s *stage) { s.content, s.index = evilContent, s.log.Upload(upload(evilContent)) },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed, tampering/second-digest", witness: "200"},
 	{name: "second digest for one file, the first handed out", lie: func(s *stage) { s.log.Upload(upload(evilContent)) },
@@ -116,6 +144,8 @@ var rows = []row{
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
 	{name: "size in other digits", lie: func(s *stage) { s.log.WriteSize("\u0663\u0661\u0660") },
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
+	// A Merkle root does not bind the size where the shape above the leaf is the
+	// same; who reads tiles or leaves sees it.
 	{name: "size one too large", lie: func(s *stage) { s.log.WriteSize("311") },
 		state: "PB304", proof: "verified", proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: "200"},
 	{name: "size one too small", lie: func(s *stage) { s.log.WriteSize("309") },
@@ -158,6 +188,7 @@ var rows = []row{
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
 	{name: "NUL", lie: func(s *stage) { s.log.Extend("\x00") },
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
+	// Extension lines are legal: ignored, no credit.
 	{name: "extension line", lie: func(s *stage) { s.log.Extend("an extension", "and another") },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 	{name: "extension line that looks like a signature", lie: func(s *stage) {
@@ -208,12 +239,14 @@ var rows = []row{
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 	{name: "another log of the policy signs in its place", lie: func(s *stage) { s.log.NoLogSignature(); s.log.SignedBy(keys().second) },
 		state: "PB205", proof: "PB104", proxy: "PB104", monitor: "held, tampering/head-signature", witness: "403"},
+	// A signature by a known key that is not the origin's: valid, and no credit.
 	{name: "another log of the policy signs too", lie: func(s *stage) { s.log.SignedBy(keys().second) },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 	{name: "a witness's name, another key, for a quorum", lie: func(s *stage) { s.log.Cosigned(0); s.log.CosignedBy(cosigner("witness2.test")) },
 		state: "PB306", proof: "PB106", proxy: "PB106", monitor: "held, infrastructure/silent later", witness: "200"},
 	{name: "unknown cosigners for a quorum", lie: func(s *stage) { s.log.Cosigned(0); s.log.Strangers(60, 72) },
 		state: "PB306", proof: "PB106", proxy: "PB106", monitor: "held, infrastructure/silent later", witness: "200"},
+	// Unknown lines are legal: ignored, no credit.
 	{name: "unknown extra signature", lie: func(s *stage) { s.log.Strangers(5, 72) },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 	{name: "unknown extra ML-DSA signatures", lie: func(s *stage) { s.log.Strangers(40, 2428) },
@@ -247,6 +280,7 @@ var rows = []row{
 		state: noProof, proof: "PB107", proxy: "PB107", monitor: noProof, witness: noProof},
 	{name: "proof with a leaf that is in no tree", lie: func(s *stage) { s.content = evilContent; s.log.ProveLeaf(marshal(upload(evilContent))) },
 		state: noProof, proof: "PB107", proxy: "PB107", monitor: noProof, witness: noProof},
+	// The log itself has the right one, and the proxy asks it.
 	{name: "proof of another file", lie: func(s *stage) { s.index = 8 },
 		state: noProof, proof: "PB113", proxy: "served", monitor: noProof, witness: noProof},
 	{name: "proof for another index", lie: func(s *stage) { s.log.ProveIndex(8) },
@@ -271,6 +305,7 @@ var rows = []row{
 		state: noProof, proof: "PB101", proxy: "PB101", monitor: noProof, witness: noProof},
 	{name: "proof under another tree's checkpoint", lie: func(s *stage) { s.log.ProveUnder(s.first) },
 		state: noProof, proof: "PB107", proxy: "PB107", monitor: noProof, witness: noProof},
+	// The log's own answer brings the leaf.
 	{name: "proof without a leaf", lie: func(s *stage) { s.log.AlterProof(func(p *c2sp.Proof) { p.Extra = nil }) },
 		state: noProof, proof: "PB102", proxy: "served", monitor: noProof, witness: noProof},
 	{name: "proof with an endless leaf", lie: func(s *stage) { s.log.AlterProof(func(p *c2sp.Proof) { p.Extra = bytes.Repeat([]byte("x"), 5000) }) },
@@ -368,6 +403,8 @@ var rows = []row{
 		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "400"},
 	{name: "old size 0", lie: func(s *stage) { s.log.ClaimOld(0) },
 		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "409"},
+	{name: "first request with a proof", fresh: true, lie: func(s *stage) { s.log.RequestHashes(3) },
+		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "422"},
 	{name: "consistency proof empty", lie: func(s *stage) { s.log.RequestHashes(0) },
 		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "422"},
 	{name: "consistency proof with a hash too many", lie: func(s *stage) { s.log.RequestHashes(20) },
@@ -398,6 +435,7 @@ var rows = []row{
 		state: "PB204", proof: offline, proxy: "served, warned", monitor: "held, tampering/tiles", witness: passive},
 	{name: "full tile for a partial one", lie: func(s *stage) { s.log.FullForPartial() },
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
+	// Legal: c2sp.org/tlog-tiles, "Partial Tiles".
 	{name: "partial tiles gone, the full ones there", lie: func(s *stage) { s.log.ShowTiles(grown, more(300)...); s.log.NoPartials() },
 		state: "accepted", proof: offline, proxy: "served", monitor: "indexed", witness: passive},
 	{name: "partial tiles gone, the full ones of another tree", lie: func(s *stage) { s.log.ShowTiles(305, more(300)...); s.log.NoPartials() },
@@ -427,6 +465,7 @@ var rows = []row{
 
 	{name: "wrong leaf in a bundle", lie: func(s *stage) { s.log.WrongLeaf(305, marshal(filler("other", 1))) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, tampering/tiles", witness: noEntries},
+	// The monitor has recorded that leaf already and does not read it again.
 	{name: "old leaf rewritten in a bundle", lie: func(s *stage) { s.log.WrongLeaf(258, marshal(filler("other", 1))) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "indexed", witness: noEntries},
 	{name: "two leaves swapped", lie: func(s *stage) { s.log.SwapLeaves(303, 304) },

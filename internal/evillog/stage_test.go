@@ -108,6 +108,8 @@ func (c *clock) Add(d time.Duration) {
 // A stage is one log before one reader.
 type stage struct {
 	t      testing.TB
+	fresh  bool      // the reader has never seen the log
+	lied   time.Time // when the lie stood
 	ctx    context.Context
 	clock  *clock
 	log    *evillog.Log
@@ -130,15 +132,15 @@ type stage struct {
 	from net.IP // address that the reader's connections come from
 }
 
-func newStage(t testing.TB, honest bool) *stage {
+func newStage(t testing.TB, r *row) *stage {
 	k := keys()
-	s := &stage{t: t, clock: &clock{t: day0}, policy: k.policy, content: goodContent, index: fileIndex,
+	s := &stage{t: t, fresh: r.fresh, clock: &clock{t: day0}, policy: k.policy, content: goodContent, index: fileIndex,
 		beside: true, read: func() {}, from: net.IPv4(127, 0, 0, 1)}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	t.Cleanup(cancel)
 	s.ctx = ctx
 	ws := colluding()
-	if honest {
+	if r.honest {
 		for i, w := range k.witnesses {
 			ws[i] = evillog.Honest{Witness: newWitness(t, w, s.clock).Witness}
 		}
@@ -159,6 +161,7 @@ func newStage(t testing.TB, honest bool) *stage {
 func (s *stage) lie(f func(*stage)) {
 	s.log.Append(keys().leaves[known:]...)
 	f(s)
+	s.lied = time.Now()
 }
 
 // evil returns the leaves from index at up to size of another history, in which
