@@ -49,8 +49,9 @@ const secretSize = 32
 // TokenFile is the credentials file of a log. It is read again when it changes,
 // at most twice a second. While it cannot be read it vouches for nobody.
 type TokenFile struct {
-	path string
-	now  func() time.Time
+	path  string
+	now   func() time.Time
+	every time.Duration // between two looks at the file; only tests change it
 
 	mu      sync.Mutex
 	tokens  map[string]Token // guarded by mu; by ID
@@ -63,7 +64,7 @@ type TokenFile struct {
 // error it returns a TokenFile all the same, which vouches for nobody until the
 // file can be read.
 func OpenTokens(path string, now func() time.Time) (*TokenFile, error) {
-	f := &TokenFile{path: path, now: now}
+	f := &TokenFile{path: path, now: now, every: 500 * time.Millisecond}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f, f.load()
@@ -87,11 +88,11 @@ func (f *TokenFile) read() error {
 	if err != nil {
 		return fmt.Errorf("tokens: %w", err)
 	}
-	if f.stamp != nil && os.SameFile(info, f.stamp) && info.ModTime().Equal(f.stamp.ModTime()) && info.Size() == f.stamp.Size() {
-		return nil
-	}
 	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("tokens: %s must be a plain file that only its owner can read (chmod 600)", f.path)
+	}
+	if f.stamp != nil && os.SameFile(info, f.stamp) && info.ModTime().Equal(f.stamp.ModTime()) && info.Size() == f.stamp.Size() {
+		return nil
 	}
 	raw, err := os.ReadFile(f.path)
 	if err != nil {
@@ -235,7 +236,7 @@ var errNoCredential = errors.New("no valid token: send Authorization: Bearer TOK
 // authenticate finds the credential of a bearer token.
 func (f *TokenFile) authenticate(bearer string) (Token, error) {
 	f.mu.Lock()
-	if time.Since(f.checked) > 500*time.Millisecond {
+	if time.Since(f.checked) > f.every {
 		f.load()
 	}
 	if f.broken != nil {

@@ -1,0 +1,445 @@
+package logserver
+
+// Uniqueness: what one slot is pinned to, whatever happens around it.
+
+import (
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/portbook/portbook/entry"
+	"github.com/transparency-dev/tessera"
+)
+
+// all is a credential for every kind that a claim can log.
+func (r *rig) all(claim entry.Claim) Token {
+	t := Token{ID: "all-" + string(claim), Registry: testRegistry, Claim: claim}
+	for _, k := range entry.Kinds() {
+		for _, c := range k.Claims() {
+			if c == claim {
+				t.Kinds = append(t.Kinds, k)
+			}
+		}
+	}
+	return t
+}
+
+func id(n int) string { return fmt.Sprintf("%032x", n) }
+
+// plainEntry is an entry of a kind other than upload.
+func plainEntry(kind entry.Kind, n int) *entry.Entry {
+	return &entry.Entry{Kind: kind, Ecosystem: entry.PyPI, ID: id(n), Time: "2026-11-21T05:00:00Z"}
+}
+
+func reject(e *entry.Entry, n int) *entry.Entry {
+	x := plainEntry(entry.KindReject, n)
+	x.Project, x.File, x.SHA256 = e.Project, e.File, e.SHA256
+	return x
+}
+
+func remove(e *entry.Entry, n int) *entry.Entry {
+	x := plainEntry(entry.KindRemove, n)
+	x.Project, x.Version, x.File, x.SHA256 = e.Project, e.Version, e.File, e.SHA256
+	return x
+}
+
+func policy(overwrite string, n int) *entry.Entry {
+	x := plainEntry(entry.KindRegistryPolicy, n)
+	x.Overwrite = overwrite
+	return x
+}
+
+// step submits e as by and checks the index, or that it is refused.
+func (r *rig) step(l *Log, by Token, e *entry.Entry, want any) {
+	r.t.Helper()
+	ack, err := l.Submit(context.Background(), by, e)
+	var conflict *ConflictError
+	var needs *PreconditionError
+	switch want := want.(type) {
+	case int:
+		if err != nil || ack.Index != uint64(want) {
+			r.t.Fatalf("%s %s: %v, %v; want index %d", e.Kind, e.File, ack, err, want)
+		}
+		r.check(ack)
+	case ConflictError:
+		if !errors.As(err, &conflict) || conflict.FirstIndex != want.FirstIndex {
+			r.t.Fatalf("%s %s: %v, %v; want a conflict with %d", e.Kind, e.File, ack, err, want.FirstIndex)
+		}
+	case PreconditionError:
+		if !errors.As(err, &needs) || needs.Field != want.Field {
+			r.t.Fatalf("%s %s: %v, %v; want %s refused", e.Kind, e.File, ack, err, want.Field)
+		}
+	}
+}
+
+func conflictWith(n uint64) ConflictError { return ConflictError{FirstIndex: n} }
+
+// rows is all that the uniqueness database says about the log.
+func rows(t testing.TB, dir string) string {
+	t.Helper()
+	s, err := openSlots(filepath.Join(dir, slotsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	var out strings.Builder
+	for _, q := range []string{
+		"SELECT hex(key) || ' ' || hex(digest) || ' ' || idx || ' ' || removed FROM slots ORDER BY key",
+		"SELECT registry || ' ' || coalesce(ecosystem, '') || ' ' || overwrite FROM policies ORDER BY 1",
+		"SELECT 'tail ' || size FROM tail",
+		"SELECT 'reserved ' || hex(key) FROM reserved ORDER BY 1",
+	} {
+		res, err := s.db.Query(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for res.Next() {
+			var line string
+			if err := res.Scan(&line); err != nil {
+				t.Fatal(err)
+			}
+			out.WriteString(line + "\n")
+		}
+		res.Close()
+	}
+	return out.String()
+}
+
+// replayed checks that the database rebuilt from the tiles has the same rows.
+func (r *rig) replayed(l *Log) {
+	r.t.Helper()
+	l.Close()
+	lived := rows(r.t, r.dir)
+	removeDB(r.t, r.dir, slotsFile)
+	r.ready().Close()
+	if again := rows(r.t, r.dir); again != lived {
+		r.t.Errorf("rows lived through:\n%s\nrows replayed:\n%s", lived, again)
+	}
+}
+
+// TestUniquenessStory walks through what can happen to a slot, then replays it.
+func TestUniquenessStory(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	index, observed := r.all(entry.ClaimIndex), r.all(entry.ClaimObserved)
+	a, b := upload("demo", "demo-1.0.tar.gz", "a"), upload("demo", "demo-1.0.tar.gz", "b")
+	r.step(l, index, a, 0)
+	r.step(l, index, a, 0)
+	r.step(l, observed, b, 1) // observed never blocks index, nor the other way
+	r.step(l, index, b, conflictWith(0))
+	waitFor(t, "the conflict entry", func() bool { return l.Published().Size == 3 })
+
+	// Rejects: only what is logged, by its digest; it frees the slot.
+	r.step(l, index, reject(b, 1), PreconditionError{Field: "sha256"})
+	r.step(l, index, reject(upload("demo", "none-1.tar.gz", "x"), 2), PreconditionError{Field: "file"})
+	r.step(l, index, reject(a, 3), 3)
+	r.step(l, index, reject(a, 3), 3) // again: the id decides
+	r.step(l, index, b, 4)
+	r.step(l, index, reject(a, 3), 3)
+	r.step(l, index, a, conflictWith(4))
+	waitFor(t, "the second conflict entry", func() bool { return l.Published().Size == 6 })
+
+	// An id names one entry for ever.
+	r.step(l, index, policy("replace", 4), 6)
+	again := policy("replace", 4)
+	again.Time = "2027-01-01T00:00:00Z"
+	r.step(l, index, again, 6)
+	r.step(l, index, policy("never", 4), conflictWith(6))
+
+	// Replacing, as the logged policy allows, and no further.
+	c := upload("demo", "demo-1.0.tar.gz", "c")
+	r.step(l, index, c, conflictWith(4)) // without naming what it replaces
+	waitFor(t, "the third conflict entry", func() bool { return l.Published().Size == 8 })
+	c.Replaces = entry.Uint(0)
+	r.step(l, index, c, conflictWith(4)) // recorded already
+	c.Replaces = entry.Uint(4)
+	r.step(l, index, c, 8)
+	fresh := upload("demo", "demo-2.0.tar.gz", "c")
+	fresh.Replaces = entry.Uint(8)
+	r.step(l, index, fresh, PreconditionError{Field: "replaces"})
+	d := upload("demo", "demo-1.0.tar.gz", "d")
+	r.step(l, observed, d, conflictWith(1)) // an observer replaces nothing
+	waitFor(t, "its conflict entry", func() bool { return l.Published().Size == 10 })
+
+	r.step(l, index, policy("after-remove", 5), 10)
+	d.Replaces = entry.Uint(8)
+	r.step(l, index, d, conflictWith(8)) // not removed
+	waitFor(t, "the fifth conflict entry", func() bool { return l.Published().Size == 12 })
+	r.step(l, index, remove(c, 6), 12)
+	d.Replaces = nil
+	r.step(l, index, d, 13)
+	r.step(l, index, c, conflictWith(13)) // the removal is used up
+	waitFor(t, "the sixth", func() bool { return l.Published().Size >= 14 })
+
+	// Disputes name an entry of this registry.
+	dispute := plainEntry(entry.KindDispute, 7)
+	dispute.Ecosystem, dispute.Index = "", entry.Uint(4000)
+	if dispute.Registry, dispute.Claim = testRegistry, entry.ClaimIndex; dispute.Validate() != nil {
+		dispute.Ecosystem = entry.PyPI
+	}
+	r.step(l, index, dispute, PreconditionError{Field: "index"})
+	dispute.Index = entry.Uint(0)
+	size := int(l.Published().Size)
+	r.step(l, index, dispute, size)
+	foreign := index
+	foreign.Registry = "other.example"
+	dispute.Registry, dispute.ID = "other.example", id(8)
+	r.step(l, foreign, dispute, PreconditionError{Field: "index"})
+	r.replayed(l)
+}
+
+// TestNpmDigests: observed entries may carry sha512 alone.
+func TestNpmDigests(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	by := r.all(entry.ClaimObserved)
+	npm := func(content string, with256, with512 bool) *entry.Entry {
+		e := upload("left-pad", "left-pad-1.0.0.tgz", content)
+		e.Ecosystem, e.Version = entry.NPM, "1.0.0"
+		sum := sha512.Sum512([]byte(content))
+		if with512 {
+			e.SHA512 = hex.EncodeToString(sum[:])
+		}
+		if !with256 {
+			e.SHA256 = ""
+		}
+		return e
+	}
+	r.step(l, by, npm("a", false, true), 0)
+	r.step(l, by, npm("a", true, true), 0)
+	r.step(l, by, npm("a", true, false), PreconditionError{Field: "sha512"}) // cannot be compared
+	r.step(l, by, npm("b", true, false), PreconditionError{Field: "sha512"})
+	r.step(l, by, npm("b", false, true), conflictWith(0))
+	waitFor(t, "the conflict entry", func() bool { return l.Published().Size == 2 })
+	half := npm("a", true, true)
+	half.SHA512 = npm("b", true, true).SHA512
+	r.step(l, by, half, conflictWith(0))
+	waitFor(t, "its conflict entry", func() bool { return l.Published().Size == 3 })
+	r.replayed(l)
+}
+
+// TestRaceForOneSlot: writers with different bytes; one wins, the others are
+// told its index, and each refused digest is recorded once.
+func TestRaceForOneSlot(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	const writers = 8
+	for round := range 10 {
+		var mu sync.Mutex
+		won, firsts := map[uint64]int{}, map[uint64]int{}
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				e := upload("race", fmt.Sprintf("race-%d.tar.gz", round), fmt.Sprint(w/2)) // two writers for each digest
+				ack, err := r.submit(l, e)
+				var c *ConflictError
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case err == nil:
+					won[ack.Index]++
+					if !strings.Contains(string(ack.Proof.Extra), e.SHA256) {
+						t.Error("acknowledged other bytes")
+					}
+				case errors.As(err, &c):
+					firsts[c.FirstIndex]++
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(won) != 1 || len(firsts) != 1 {
+			t.Fatalf("round %d: winners %v, losers were told %v", round, won, firsts)
+		}
+		for index, n := range won {
+			if n != 2 || firsts[index] != writers-2 {
+				t.Errorf("round %d: index %d acknowledged %d times, named %d times", round, index, n, firsts[index])
+			}
+		}
+	}
+	waitFor(t, "the conflict entries", func() bool { l.seq.submit(t.Context(), nopSubmission(t)); return l.Published().Size >= 20 })
+	l.Close()
+	seen := map[string]int{}
+	size := int64(l.Published().Size)
+	err := l.freshTree(size).each(0, func(_ int64, leaf []byte) error {
+		e, err := entry.Parse(leaf)
+		if err == nil && e.Kind == entry.KindConflict {
+			seen[e.File+" "+e.SHA256]++
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, n := range seen {
+		if n != 1 {
+			t.Errorf("%d conflict entries for %s", n, what)
+		}
+	}
+	if len(seen) == 0 || len(seen) > 10 {
+		t.Errorf("%d conflict entries; at most 10 at once are credited for a project", len(seen))
+	}
+}
+
+// nopSubmission is an entry of the log itself.
+func nopSubmission(t testing.TB) *submission {
+	t.Helper()
+	s, err := newSubmission(&entry.Entry{Kind: entry.KindCanary, Claim: entry.ClaimLog, ID: id(1), Time: "2026-11-21T05:00:00Z"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestConflictEntriesAreBounded: a token cannot fill the log with them.
+func TestConflictEntriesAreBounded(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, upload("demo", "demo-1.0.tar.gz", "good"))
+	for n := range 40 {
+		r.step(l, r.token, upload("demo", "demo-1.0.tar.gz", fmt.Sprint("evil", n)), conflictWith(0))
+	}
+	r.must(l, nth(1))
+	r.must(l, nth(2))
+	if size := l.Published().Size; size > 3+11 {
+		t.Errorf("40 refusals made %d conflict entries", size-3)
+	}
+	// Who has no right to the slot causes none.
+	if _, err := l.Submit(t.Context(), Token{ID: "x", Registry: "other.example", Claim: entry.ClaimIndex, Kinds: []entry.Kind{entry.KindUpload}},
+		func() *entry.Entry {
+			e := upload("demo", "demo-1.0.tar.gz", "foreign")
+			e.Registry = testRegistry
+			return e
+		}()); err == nil {
+		t.Error("another registry's token logged a file")
+	}
+}
+
+// TestCrashBetweenReserveAndAdd: the slot is free again after the restart.
+func TestCrashBetweenReserveAndAdd(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, nth(0))
+	backup := filepath.Join(t.TempDir(), "log")
+	var once sync.Once
+	l.seq.testReserved = func() { once.Do(func() { copyDir(t, r.dir, backup) }) } // what a crash here leaves
+	anchor := readFile(t, r.anchor)
+	r.must(l, upload("demo", "demo-1.0.tar.gz", "lost"))
+	l.Close()
+	if !strings.Contains(rows(t, backup), "reserved ") {
+		t.Fatal("nothing was reserved durably before it was handed over")
+	}
+	r.restore(backup)
+	// A crash would have left the anchor and the witnesses there too.
+	r2 := *r
+	if err := writeDurably(r.anchor, []byte(anchor), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r2.policy = "quorum none\n"
+	l = r2.ready()
+	ack, err := r2.submit(l, upload("demo", "demo-1.0.tar.gz", "other bytes"))
+	if err != nil || ack.Index != 1 {
+		t.Errorf("the slot was not freed: %v, %v", ack, err)
+	}
+	r2.replayed(l)
+}
+
+// TestFailedWritesAreRecovered injects failures of the storage engine: before
+// the write, and after it.
+func TestFailedWritesAreRecovered(t *testing.T) {
+	r := newRig(t, 3, 2)
+	l := r.ready()
+	r.must(l, nth(0))
+	fault := errors.New("disk on fire")
+	var mu sync.Mutex
+	n := 0
+	add := l.seq.add
+	hook := func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
+		mu.Lock()
+		n++
+		k := n
+		mu.Unlock()
+		switch k % 5 {
+		case 1: // never written
+			return func() (tessera.Index, error) { return tessera.Index{}, fault }
+		case 2: // written, and reported as failed
+			f := add(ctx, e)
+			return func() (tessera.Index, error) { f(); return tessera.Index{}, fault }
+		}
+		return add(ctx, e)
+	}
+	l.seq.add = hook // the sequencer is idle
+	acks := map[int]uint64{}
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 15 {
+				k := 1 + w*15 + i
+				for try := 0; ; try++ {
+					ack, err := r.submit(l, nth(k))
+					if err == nil {
+						mu.Lock()
+						acks[k] = ack.Index
+						mu.Unlock()
+						r.check(ack)
+						break
+					}
+					if !errors.Is(err, ErrStorage) || try > 200 {
+						t.Errorf("entry %d: %v", k, err)
+						return
+					}
+					time.Sleep(5 * time.Millisecond)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	byIndex := map[uint64]int{}
+	for k, index := range acks {
+		if other, twice := byIndex[index]; twice {
+			t.Errorf("index %d for entries %d and %d", index, k, other)
+		}
+		byIndex[index] = k
+		if again := r.must(l, nth(k)); again.Index != index {
+			t.Errorf("entry %d moved from %d to %d", k, index, again.Index)
+		}
+	}
+	if len(acks) != 120 {
+		t.Errorf("%d of 120 acknowledged", len(acks))
+	}
+	if s := l.Status(); !s.Writable {
+		t.Errorf("after recovery: %v", s.Reason)
+	}
+	r.replayed(l)
+}
+
+// TestFailingDatabase: the uniqueness database cannot be written for a while.
+func TestFailingDatabase(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, nth(0))
+	if _, err := l.slots.db.Exec("PRAGMA query_only = 1"); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		if _, err := r.submit(l, nth(1+n)); !errors.Is(err, ErrStorage) {
+			t.Fatalf("submission without a database: %v", err)
+		}
+	}
+	if _, err := l.slots.db.Exec("PRAGMA query_only = 0"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "writes again", func() bool { _, err := r.submit(l, nth(1)); return err == nil })
+	if ack := r.must(l, nth(1)); ack.Index != 1 {
+		t.Errorf("index %d", ack.Index)
+	}
+	r.replayed(l)
+}
