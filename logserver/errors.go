@@ -20,5 +20,6 @@ var (
 
 	// errLatched: a guard failed; Status says which.
 	errLatched = errors.New("writing has stopped")
+	errStopped = errors.New("publishing has stopped")
 	errClosing = errors.New("the server is shutting down")
 )

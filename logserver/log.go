@@ -227,7 +227,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
 		path: filepath.Join(l.cfg.Dir, checkpointFile), board: l.board,
 		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
-		latch: l.latch, latched: l.guard, logger: l.cfg.Logger, wake: make(chan struct{}, 1),
+		latch: l.latch, latched: l.guard, ended: make(chan struct{}), logger: l.cfg.Logger, wake: make(chan struct{}, 1),
 	}
 	l.seq = newSequencer()
 	l.seq.slots, l.seq.add, l.seq.size, l.seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
@@ -477,8 +477,8 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 	if t.sub.err != nil {
 		return nil, t.sub.err
 	}
-	p, err := t.log.board.wait(ctx, t.sub.index, t.log.guard)
-	if errors.Is(err, errLatched) {
+	p, err := t.log.board.wait(ctx, t.sub.index, t.log.pub.ended)
+	if errors.Is(err, errStopped) {
 		return nil, fmt.Errorf("%w: %w", ErrReadOnly, t.log.Status().Reason)
 	}
 	if err != nil {

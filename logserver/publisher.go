@@ -67,7 +67,10 @@ func (b *board) wait(ctx context.Context, index uint64, stopped <-chan struct{})
 		select {
 		case <-changed:
 		case <-stopped:
-			return p, errLatched
+			if p, _ = b.get(); index < p.Size && p.Quorum {
+				return p, nil
+			}
+			return p, errStopped
 		case <-ctx.Done():
 			return p, ctx.Err()
 		}
@@ -91,6 +94,7 @@ type publisher struct {
 	roundLimit time.Duration // one round of cosigning
 	latch      func(error)
 	latched    <-chan struct{} // closed once writing has stopped for good
+	ended      chan struct{}   // closed when run has ended: nothing more will be published
 	logger     *slog.Logger
 	wake       chan struct{} // capacity 1: the tree has grown
 
@@ -107,6 +111,7 @@ func (e *guardError) Unwrap() error { return e.err }
 // run publishes until ctx ends. On the way out it publishes what is integrated,
 // if the quorum answers within one round.
 func (p *publisher) run(ctx context.Context) {
+	defer close(p.ended)
 	backoff := time.Duration(0)
 	last := time.Now()
 	timer := time.NewTimer(0)

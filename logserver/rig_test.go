@@ -225,5 +225,12 @@ func removeDB(t testing.TB, dir, name string) {
 
 func TestMain(m *testing.M) {
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // Tessera's own log
+	if os.Getenv(childEnv) != "" {
+		if err := childMain(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
