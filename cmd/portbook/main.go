@@ -22,7 +22,8 @@ log malware. But they cannot do it in secret, and nobody who verifies can be
 given a different file than everybody else.
 
 Exit codes, for every command: 0 everything asked was done and checked,
-1 refused, 2 usage, 3 cannot check (network, log away; not a verdict).`,
+1 refused, 2 usage, 3 cannot check (network, log away; not a verdict). Only run
+has another: 4, the command it ran failed for a reason of its own.`,
 		Example: `  portbook run --index https://pypi.example.org/simple/ -- pip install six
   portbook verify six-1.17.0.tar.gz --registry pypi.example.org
   portbook policy check policy`,
@@ -42,7 +43,6 @@ Exit codes, for every command: 0 everything asked was done and checked,
 		}
 	}
 	root.SetHelpCommand(helpCmd(root))
-	plainErrors(root)
 	return root
 }
 

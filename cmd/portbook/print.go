@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
+	"github.com/portbook/portbook/internal/cli"
 )
 
 // show returns s as it is if it is plain ASCII without spaces, else quoted and
@@ -36,49 +36,11 @@ func showAll(list []string) string {
 	return strings.Join(out, ", ")
 }
 
-// ascii escapes everything but printable ASCII and line ends.
-func ascii(s string) string {
-	if strings.IndexFunc(s, unsafeRune) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for i, r := range s {
-		switch {
-		case r == '\uFFFD' && !strings.HasPrefix(s[i:], "\uFFFD"):
-			fmt.Fprintf(&b, `\x%02x`, s[i]) // not UTF-8
-		case unsafeRune(r):
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		default:
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
-
-func unsafeRune(r rune) bool { return r != '\n' && (r < ' ' || r > '~') }
+// ascii is cli.ASCII: what names from strangers go through before they are printed.
+func ascii(s string) string { return cli.ASCII(s) }
 
 // oneLine is ascii without line ends.
 func oneLine(s string) string { return strings.ReplaceAll(ascii(s), "\n", `\n`) }
-
-// plainErrors makes the errors of cmd and its subcommands safe to print.
-func plainErrors(cmd *cobra.Command) {
-	if run := cmd.RunE; run != nil {
-		cmd.RunE = func(c *cobra.Command, args []string) error {
-			if err := run(c, args); err != nil {
-				return plainError{err}
-			}
-			return nil
-		}
-	}
-	for _, c := range cmd.Commands() {
-		plainErrors(c)
-	}
-}
-
-type plainError struct{ err error }
-
-func (e plainError) Error() string { return ascii(e.err.Error()) }
-func (e plainError) Unwrap() error { return e.err }
 
 // pathReason is what went wrong with a path, without the path itself: the
 // caller has said it.

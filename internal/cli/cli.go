@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -96,10 +97,32 @@ func Run(ctx context.Context, root *cobra.Command) int {
 		err = Usage(err)
 	}
 	if !errors.Is(err, errSilent) {
-		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %s\n", root.Name(), ASCII(err.Error()))
 	}
 	return Code(err)
 }
+
+// ASCII escapes everything in s but printable ASCII and line ends: names come
+// from strangers, and a terminal obeys what it is sent.
+func ASCII(s string) string {
+	if strings.IndexFunc(s, unsafeRune) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == '\uFFFD' && !strings.HasPrefix(s[i:], "\uFFFD"):
+			fmt.Fprintf(&b, `\x%02x`, s[i]) // not UTF-8
+		case unsafeRune(r):
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func unsafeRune(r rune) bool { return r != '\n' && (r < ' ' || r > '~') }
 
 func walk(cmd *cobra.Command, do func(*cobra.Command)) {
 	do(cmd)

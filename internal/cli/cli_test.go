@@ -40,6 +40,7 @@ func TestExitCodes(t *testing.T) {
 		{"refused", []string{"do", "--name", "x"}, Exit(Refused, boom), Refused, "prog: boom"},
 		{"already said", []string{"do", "--name", "x"}, Exit(Refused, nil), Refused, ""},
 		{"an error nobody classified is no verdict", []string{"do", "--name", "x"}, boom, CannotCheck, "prog: boom"},
+		{"a name from a stranger", []string{"do", "--name", "x"}, errors.New("bad file \x1b[2J\u202e\xff"), CannotCheck, `prog: bad file \x1b[2J\u202e\xff`},
 		{"required flag", []string{"do"}, nil, BadUsage, "--name is required"},
 		{"unknown flag", []string{"do", "--nope"}, nil, BadUsage, "unknown flag: --nope"},
 		{"bad value", []string{"do", "--n", "x"}, nil, BadUsage, "invalid argument"},
