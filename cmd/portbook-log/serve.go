@@ -71,6 +71,9 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		if err != nil {
 			return cli.Usagef("policy %s: %w", *policy, err)
 		}
+		if len(p.Logs) == 0 {
+			p.Logs = []c2sp.PolicyLog{{Key: signer.Key()}} // a publish policy need not name its log
+		}
 		for _, line := range p.Explain() {
 			logger.Info("publish policy: " + line)
 		}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/client/submit"
+	"github.com/portbook/portbook/entry"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"portbook-log": main})
+}
+
+// The scripts run the real program.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			for _, name := range []string{"HTTP", "GRPC"} {
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					return err
+				}
+				e.Setenv(name, l.Addr().String())
+				if err := l.Close(); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"code":     code,
+			"env-from": envFrom,
+			"ready":    ready,
+			"request":  request,
+			"up":       func(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/healthz") },
+			"vkey": func(ts *testscript.TestScript, _ bool, args []string) { // vkey FILE: of init --json
+				var made struct {
+					VKey string `json:"vkey"`
+				}
+				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &made))
+				ts.Setenv("VKEY", made.VKey)
+			},
+			"submit": submitOne,
+			"chmod-file": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-file FILE: for all to read
+				ts.Check(os.Chmod(ts.MkAbs(args[0]), 0o644))
+			},
+			"write": func(ts *testscript.TestScript, _ bool, args []string) { // write FILE LINE...
+				text := os.Expand(strings.Join(args[1:], "\n"), ts.Getenv) + "\n"
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+			},
+			"spoil": func(ts *testscript.TestScript, _ bool, args []string) { // spoil FILE: one bit
+				raw := []byte(ts.ReadFile(args[0]))
+				raw[len(raw)/2] ^= 1
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), raw, 0o600))
+			},
+		},
+	})
+}
+
+// code WANT PROGRAM ARGS... checks the exit code.
+func code(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	got := "0"
+	var exit interface{ ExitCode() int }
+	if errors.As(err, &exit) {
+		got = fmt.Sprint(exit.ExitCode())
+	} else {
+		ts.Check(err)
+	}
+	if got != args[0] {
+		ts.Fatalf("exit code %s, want %s", got, args[0])
+	}
+}
+
+// env-from NAME FILE
+func envFrom(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
+}
+
+// ready waits until the log takes submissions.
+func ready(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/readyz") }
+
+func await(ts *testscript.TestScript, path string) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		res, err := http.Get("http://" + ts.Getenv("HTTP") + path)
+		if err == nil {
+			res.Body.Close()
+			if res.StatusCode == 200 {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("not ready after 10 s: %v", err)
+		}
+	}
+}
+
+// request STATUS METHOD PATH TOKEN [BODY] makes a REST call and prints the answer.
+func request(ts *testscript.TestScript, _ bool, args []string) {
+	var body io.Reader = http.NoBody
+	if len(args) > 4 {
+		body = bytes.NewReader([]byte(ts.ReadFile(args[4])))
+	}
+	req, err := http.NewRequest(args[1], "http://"+ts.Getenv("HTTP")+args[2], body)
+	ts.Check(err)
+	req.Header.Set("Authorization", "Bearer "+args[3])
+	res, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%s\n", raw)
+	if fmt.Sprint(res.StatusCode) != args[0] {
+		ts.Fatalf("%d, want %s: %s", res.StatusCode, args[0], raw)
+	}
+}
+
+// submit TOKEN VKEY INDEX logs a file over gRPC and verifies the proof.
+func submitOne(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := submit.Dial("http://"+ts.Getenv("GRPC"), args[0])
+	ts.Check(err)
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	ack, err := c.Submit(ctx, &entry.Entry{
+		Kind: entry.KindUpload, Ecosystem: entry.PyPI, Project: "demo", Version: "1.0", File: "demo-1.0.tar.gz",
+		Size: entry.Uint(3), SHA256: strings.Repeat("ab", 32), Time: "2026-11-21T05:00:00Z",
+	})
+	ts.Check(err)
+	if fmt.Sprint(ack.Index) != args[2] {
+		ts.Fatalf("index %d, want %s", ack.Index, args[2])
+	}
+	policy, err := c2sp.ParsePolicy([]byte("log " + args[1] + "\nquorum none\n"))
+	ts.Check(err)
+	proof, err := c2sp.ParseProof(ack.Proof)
+	ts.Check(err)
+	v, err := policy.Verify(proof.Checkpoint)
+	ts.Check(err)
+	ts.Check(c2sp.VerifyInclusion(proof.Index, v.Size, entry.LeafHash(proof.Extra), proof.Hashes, v.Root))
+}
