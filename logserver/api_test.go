@@ -242,7 +242,7 @@ func TestEveryRefusal(t *testing.T) {
 	r := newRig(t, 1, 1)
 	s := r.serve()
 	s.must(s.log, upload("demo", "demo-1.0.tar.gz", "first"))
-	expired, old, err := s.log.Tokens.Create(Token{Registry: testRegistry, Claim: entry.ClaimIndex, Kinds: []entry.Kind{entry.KindUpload}, Ends: "2020-01-01T00:00:00Z"})
+	_, old, err := s.log.Tokens.Create(Token{Registry: testRegistry, Claim: entry.ClaimIndex, Kinds: []entry.Kind{entry.KindUpload}, Ends: "2020-01-01T00:00:00Z"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,6 @@ func TestEveryRefusal(t *testing.T) {
 	if err := s.log.Tokens.Revoke(revoked.ID); err != nil {
 		t.Fatal(err)
 	}
-	_ = expired
 	with := func(field string, value any) map[string]any {
 		m := restEntry(nth(1))
 		m["entry"].(map[string]any)[field] = value

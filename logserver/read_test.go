@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -255,7 +256,9 @@ func TestNoLeaks(t *testing.T) {
 func TestStorageErrorsNameNoPath(t *testing.T) {
 	s := newRig(t, 1, 1).serve()
 	s.must(s.log, nth(0))
-	s.log.dir += "-gone"
+	if err := os.Rename(string(s.log.dir), string(s.log.dir)+"-gone"); err != nil {
+		t.Fatal(err)
+	}
 	for _, path := range []string{"/v1/proof?index=0", "/tile/entries/000.p/1"} {
 		code, _, out := s.rest("GET", path, "", nil) // rest looks for paths
 		if code != 503 && code != 404 || strings.Contains(out["detail"].(string), "no such file") {

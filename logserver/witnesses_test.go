@@ -174,16 +174,14 @@ func TestOneBadWitnessCostsItsVoteOnly(t *testing.T) {
 // acknowledged or published, the retry gets the first index, and the log
 // catches up when the witnesses are back.
 func TestNoQuorumNoAcknowledgement(t *testing.T) {
-	for name, bad := range badWitnesses(t, newRig(t, 3, 2)) {
+	for name := range badWitnesses(t, newRig(t, 3, 2)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, 3, 2)
 			l := r.ready(func(c *Config) { c.RoundLimit, c.MaxWait = 300*time.Millisecond, 700*time.Millisecond })
 			r.must(l, nth(0))
-			// The bad ways were made for w1 of another rig; each rig has its own keys.
 			badWitnesses(t, r)[name](r.witnesses[0])
 			r.witnesses[1].down()
-			_ = bad
 			_, err := r.submit(l, nth(1))
 			if name == "stale" && err == nil {
 				return // it is honest the first time
