@@ -3,6 +3,8 @@ package main
 // init: a log comes into being once, by this command alone.
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,14 +72,27 @@ history.`,
 
 Its verifier key, for witnesses (portbook-witness add-log), clients and monitors:
   %[2]s
+Its fingerprint, to compare over another channel:
+  %[3]s
 
 Next:
   portbook-log token create --dir %[1]s --registry REGISTRY
   portbook-log serve --dir %[1]s --policy FILE
-`, *dir, signer.Key())
+`, *dir, signer.Key(), fingerprint(signer.Key().String()))
 		return nil
 	}
 	return cmd
+}
+
+// fingerprint is what portbook-witness add-log shows of a key: the SHA-256 of
+// the vkey in groups of 8 hex digits.
+func fingerprint(vkey string) string {
+	sum := sha256.Sum256([]byte(vkey))
+	groups := make([]string, 0, 8)
+	for i := 0; i < len(sum); i += 4 {
+		groups = append(groups, hex.EncodeToString(sum[i:i+4]))
+	}
+	return strings.Join(groups, " ")
 }
 
 // writeKey creates a key file that only its owner can read.

@@ -7,13 +7,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -128,29 +125,11 @@ signs nothing and goes on serving reads; /readyz says why.`,
 
 // readKey reads a signing key that only its owner can read.
 func readKey(path string) (*c2sp.Signer, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ELOOP) {
-		return nil, fmt.Errorf("key %s is not a plain file: links are not followed", path)
-	}
+	line, err := cli.ReadSecret(path)
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("key %s is not a plain file: links are not followed", path)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("key %s can be read by others (mode %o): chmod 600 it, and replace it if somebody may have", path, info.Mode().Perm())
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, 4<<10))
-	if err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	signer, err := c2sp.ParseSKey(strings.TrimSpace(string(raw)))
+	signer, err := c2sp.ParseSKey(line)
 	if err != nil {
 		return nil, fmt.Errorf("key %s: %w", path, err)
 	}

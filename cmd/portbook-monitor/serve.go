@@ -86,8 +86,8 @@ contradicts the one it verified: it tells that, keeps the evidence and waits.`,
 		if *smtp != "" {
 			password := ""
 			if *smtpPassword != "" {
-				if password, err = readSecret(*smtpPassword); err != nil {
-					return cli.Usage(err)
+				if password, err = cli.ReadSecret(*smtpPassword); err != nil {
+					return cli.Usagef("--smtp-password-file: %w", err)
 				}
 			}
 			channels[alert.Email], err = alert.NewEmails(alert.EmailConfig{
@@ -193,23 +193,4 @@ func run(ctx context.Context, logger *slog.Logger, m *monitor.Monitor, load func
 	})
 	g.Go(func() error { return m.Run(ctx) })
 	return g.Wait()
-}
-
-// readSecret reads a file that only its owner can read.
-func readSecret(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", fmt.Errorf("password: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > 4096 {
-		return "", fmt.Errorf("password %s: not a small plain file", path)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("password %s can be read by others (mode %o): chmod 600 it", path, info.Mode().Perm())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("password: %w", err)
-	}
-	return strings.TrimRight(string(b), "\r\n"), nil
 }

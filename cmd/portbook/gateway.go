@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -198,20 +197,12 @@ func (f *gatewayFlags) config() (*gateway.Config, error) {
 	return cfg, nil
 }
 
-// readSecret reads a one-line secret; "" for no file.
+// readSecret is cli.ReadSecret; no file is no secret.
 func readSecret(file string) (string, error) {
 	if file == "" {
 		return "", nil
 	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return "", err
-	}
-	s := strings.TrimSpace(string(b))
-	if s == "" || strings.ContainsAny(s, "\r\n") {
-		return "", fmt.Errorf("%s: want one line, not empty", file)
-	}
-	return s, nil
+	return cli.ReadSecret(file)
 }
 
 func gatewayPendingCmd() *cobra.Command {

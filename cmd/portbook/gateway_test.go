@@ -197,7 +197,7 @@ func TestGatewayUsage(t *testing.T) {
 		{"--on-log-outage", "ignore", cli.BadUsage, "hold or refuse"},
 		{"--unlogged", "maybe", cli.BadUsage, "pass or hide"},
 		{"--max-size", "0", cli.BadUsage, "more than 0"},
-		{"--token-file", "/dev/null", cli.BadUsage, "want one line"},
+		{"--token-file", "/dev/null", cli.BadUsage, "not a plain file"},
 		{"--nonsense", "1", cli.BadUsage, "unknown flag"},
 	} {
 		var args []string

@@ -1,0 +1,44 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestReadSecret(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := write("good", "hunter2\n", 0o600)
+	if got, err := ReadSecret(good); err != nil || got != "hunter2" {
+		t.Errorf("%q, %v", got, err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(good, link); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		write("group", "s\n", 0o640):  "can be read by others",
+		write("world", "s\n", 0o604):  "can be read by others",
+		link:                          "links are not followed",
+		dir:                           "not a plain file",
+		write("empty", "", 0o600):     "want one line",
+		write("two", "a\nb\n", 0o600): "want one line",
+		write("long", strings.Repeat("x", maxSecret+1), 0o600): "want one line",
+		filepath.Join(dir, "none"):                             "no such file",
+	} {
+		if got, err := ReadSecret(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
+		}
+	}
+}
