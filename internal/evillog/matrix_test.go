@@ -58,6 +58,7 @@ func TestHostileLog(t *testing.T) {
 	memory := watchMemory()
 	names := map[string]bool{}
 	var asserted, skipped atomic.Int64
+	var big sync.Mutex // what sends megabytes does so one at a time: the liar holds them too
 	t.Run("cells", func(t *testing.T) {
 		for i := range rows {
 			r := &rows[i]
@@ -73,6 +74,10 @@ func TestHostileLog(t *testing.T) {
 				}
 				t.Run(r.name+"/"+rd.name, func(t *testing.T) {
 					t.Parallel()
+					if r.heavy {
+						big.Lock()
+						defer big.Unlock()
+					}
 					s := newStage(t, r)
 					got := rd.read(s, r.lie)
 					if took := time.Since(s.lied); took > patience {
@@ -89,7 +94,7 @@ func TestHostileLog(t *testing.T) {
 	grew := memory()
 	t.Logf("%d behaviours × %d readers: %d cells asserted, %d do not apply; memory grew by at most %.1f MiB",
 		len(rows), len(readers), asserted.Load(), skipped.Load(), float64(grew)/(1<<20))
-	if grew > 64<<20 {
+	if grew > 64<<20 && !raced {
 		t.Errorf("memory grew by %d MiB", grew>>20)
 	}
 	if len(rows) < 60 || flag.Lookup("test.run").Value.String() == "" && asserted.Load() < 120 {
@@ -98,14 +103,14 @@ func TestHostileLog(t *testing.T) {
 }
 
 // watchMemory samples the heap until the function it returns is called, which
-// says by how much it had grown at most. A memory limit just there makes the
-// collector keep up, so that what is measured is what is really held.
+// says by how much it had grown at most: all readers and all logs together.
+// Where it seems much, what is garbage by then is left out.
 func watchMemory() (growth func() uint64) {
 	var m runtime.MemStats
+	percent := debug.SetGCPercent(25)
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	before := m.HeapAlloc
-	limit := debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + 48<<20)
 	peak, stop := before, make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -117,13 +122,17 @@ func watchMemory() (growth func() uint64) {
 			}
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)
+			if m.HeapAlloc > before+48<<20 { // held, or only not yet collected?
+				runtime.GC()
+				runtime.ReadMemStats(&m)
+			}
 			peak = max(peak, m.HeapAlloc)
 		}
 	})
 	return func() uint64 {
 		close(stop)
 		wg.Wait()
-		debug.SetMemoryLimit(limit)
+		debug.SetGCPercent(percent)
 		return peak - before
 	}
 }

@@ -19,6 +19,7 @@ type row struct {
 	name                                  string
 	honest                                bool // the witnesses are real ones
 	fresh                                 bool // the reader has never seen the log
+	heavy                                 bool // it sends megabytes
 	lie                                   func(*stage)
 	state, proof, proxy, monitor, witness string
 }
@@ -198,7 +199,7 @@ var rows = []row{
 		state: "PB306", proof: "PB106", proxy: "PB106", monitor: "held, infrastructure/silent later", witness: "200"},
 	{name: "empty extension line", lie: func(s *stage) { s.log.Extend("", "after an empty line") },
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
-	{name: "2 MiB of extension lines", lie: func(s *stage) { s.log.Extend(strings.Repeat(strings.Repeat("x", 1023)+"\n", 2<<10) + "end") },
+	{name: "2 MiB of extension lines", heavy: true, lie: func(s *stage) { s.log.Extend(strings.Repeat(strings.Repeat("x", 1023)+"\n", 2<<10) + "end") },
 		state: "PB302", proof: "PB101", proxy: "PB352", monitor: "held, infrastructure/silent later", witness: "413"},
 
 	// The checkpoint's signatures.
@@ -249,15 +250,15 @@ var rows = []row{
 	// Unknown lines are legal: ignored, no credit.
 	{name: "unknown extra signature", lie: func(s *stage) { s.log.Strangers(5, 72) },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
-	{name: "unknown extra ML-DSA signatures", lie: func(s *stage) { s.log.Strangers(40, 2428) },
+	{name: "unknown extra ML-DSA signatures", heavy: true, lie: func(s *stage) { s.log.Strangers(40, 2428) },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 	{name: "100 signatures", lie: func(s *stage) { s.log.Strangers(100, 72) },
 		state: "accepted", proof: "verified", proxy: "served", monitor: "indexed", witness: "200"},
 	{name: "101 signatures", lie: func(s *stage) { s.log.Strangers(101, 72) },
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
-	{name: "1000 signatures", lie: func(s *stage) { s.log.Strangers(1000, 16) },
+	{name: "1000 signatures", heavy: true, lie: func(s *stage) { s.log.Strangers(1000, 16) },
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
-	{name: "2 MiB note", lie: func(s *stage) { s.log.Strangers(90, 18<<10) },
+	{name: "2 MiB note", heavy: true, lie: func(s *stage) { s.log.Strangers(90, 18<<10) },
 		state: "PB302", proof: "PB101", proxy: "PB352", monitor: "held, infrastructure/silent later", witness: "413"},
 	{name: "no final newline", lie: func(s *stage) { s.log.NoFinalNewline() },
 		state: "PB303", proof: "PB101", proxy: "PB101", monitor: "held, infrastructure/silent later", witness: "400"},
@@ -316,7 +317,7 @@ var rows = []row{
 		s.log.ProofBytes(func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n")) })
 	},
 		state: noProof, proof: "PB101", proxy: "PB101", monitor: noProof, witness: noProof},
-	{name: "proof of 2 MiB", lie: func(s *stage) {
+	{name: "proof of 2 MiB", heavy: true, lie: func(s *stage) {
 		s.log.ProofBytes(func(b []byte) []byte { return append(b, bytes.Repeat([]byte("x"), 2<<20)...) })
 	},
 		state: noProof, proof: "PB101", proxy: "PB352", monitor: noProof, witness: noProof},
@@ -352,7 +353,7 @@ var rows = []row{
 		state: "accepted", proof: "PB108", proxy: "PB108", monitor: "indexed, infrastructure/unreadable", witness: "200"},
 	{name: "leaf of 5000 bytes", lie: func(s *stage) { s.offerLeaf(strings.Repeat("x", 5000)) },
 		state: "accepted", proof: "PB102", proxy: "PB102", monitor: "indexed, infrastructure/unreadable", witness: "200"},
-	{name: "leaf of 65535 bytes", lie: func(s *stage) { s.offerLeaf(strings.Repeat("x", 65535)) },
+	{name: "leaf of 65535 bytes", heavy: true, lie: func(s *stage) { s.offerLeaf(strings.Repeat("x", 65535)) },
 		state: "accepted", proof: "PB102", proxy: "PB102", monitor: "indexed, infrastructure/unreadable", witness: "200"},
 	{name: "leaf in another encoding", lie: func(s *stage) { s.offerLeaf(string(marshal(upload(evilContent))) + "\n") },
 		state: "accepted", proof: "PB108", proxy: "PB108", monitor: "indexed, infrastructure/unreadable", witness: "200"},
@@ -373,13 +374,13 @@ var rows = []row{
 		state: noRequest, proof: noRequest, proxy: "PB302", monitor: noRequest, witness: noRequest},
 	{name: "proof request: HTML", lie: func(s *stage) { s.beside = false; s.log.HTML(evillog.Proofs) },
 		state: noRequest, proof: noRequest, proxy: "PB302", monitor: noRequest, witness: noRequest},
-	{name: "proof request: endless", lie: func(s *stage) { s.beside = false; s.log.Endless(evillog.Proofs) },
+	{name: "proof request: endless", heavy: true, lie: func(s *stage) { s.beside = false; s.log.Endless(evillog.Proofs) },
 		state: noRequest, proof: noRequest, proxy: "PB302", monitor: noRequest, witness: noRequest},
 	{name: "proof request: trickles", lie: func(s *stage) { s.beside = false; s.log.Trickle(evillog.Proofs) },
 		state: noRequest, proof: noRequest, proxy: "PB302", monitor: noRequest, witness: noRequest},
 	{name: "proof request: hangs", lie: func(s *stage) { s.beside = false; s.log.Hang(evillog.Proofs) },
 		state: noRequest, proof: noRequest, proxy: "PB301", monitor: noRequest, witness: noRequest},
-	{name: "proof request: gzip bomb", lie: func(s *stage) { s.beside = false; s.log.GzipBomb(evillog.Proofs) },
+	{name: "proof request: gzip bomb", heavy: true, lie: func(s *stage) { s.beside = false; s.log.GzipBomb(evillog.Proofs) },
 		state: noRequest, proof: noRequest, proxy: "PB302", monitor: noRequest, witness: noRequest},
 	{name: "proof request: broken off", lie: func(s *stage) { s.beside = false; s.log.BreakOff(evillog.Proofs) },
 		state: noRequest, proof: noRequest, proxy: "PB301", monitor: noRequest, witness: noRequest},
@@ -416,7 +417,7 @@ var rows = []row{
 		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "422"},
 	{name: "consistency proof of 64 hashes", lie: func(s *stage) { s.log.RequestHashes(64) },
 		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "400"},
-	{name: "consistency proof of 100000 hashes", lie: func(s *stage) { s.log.RequestHashes(100000) },
+	{name: "consistency proof of 100000 hashes", heavy: true, lie: func(s *stage) { s.log.RequestHashes(100000) },
 		state: toWitness, proof: toWitness, proxy: toWitness, monitor: toWitness, witness: "413"},
 
 	// Tiles of hashes.
@@ -450,11 +451,11 @@ var rows = []row{
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "tile: HTML", lie: func(s *stage) { s.log.HTML(evillog.Tiles) },
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
-	{name: "tile: endless", lie: func(s *stage) { s.log.Endless(evillog.Tiles) },
+	{name: "tile: endless", heavy: true, lie: func(s *stage) { s.log.Endless(evillog.Tiles) },
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "tile: trickles", lie: func(s *stage) { s.log.Trickle(evillog.Tiles) },
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
-	{name: "tile: gzip bomb", lie: func(s *stage) { s.log.GzipBomb(evillog.Tiles) },
+	{name: "tile: gzip bomb", heavy: true, lie: func(s *stage) { s.log.GzipBomb(evillog.Tiles) },
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "tile: broken off", lie: func(s *stage) { s.log.BreakOff(evillog.Tiles) },
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
@@ -490,11 +491,11 @@ var rows = []row{
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, infrastructure/backlog later", witness: noEntries},
 	{name: "bundle: HTML", lie: func(s *stage) { s.log.HTML(evillog.Bundles) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, infrastructure/backlog later", witness: noEntries},
-	{name: "bundle: endless", lie: func(s *stage) { s.log.Endless(evillog.Bundles) },
+	{name: "bundle: endless", heavy: true, lie: func(s *stage) { s.log.Endless(evillog.Bundles) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, infrastructure/backlog later", witness: noEntries},
 	{name: "bundle: trickles", lie: func(s *stage) { s.log.Trickle(evillog.Bundles) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, infrastructure/backlog later", witness: noEntries},
-	{name: "bundle: gzip bomb", lie: func(s *stage) { s.log.GzipBomb(evillog.Bundles) },
+	{name: "bundle: gzip bomb", heavy: true, lie: func(s *stage) { s.log.GzipBomb(evillog.Bundles) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, infrastructure/backlog later", witness: noEntries},
 	{name: "bundle: broken off", lie: func(s *stage) { s.log.BreakOff(evillog.Bundles) },
 		state: noEntries, proof: noEntries, proxy: noEntries, monitor: "held, infrastructure/backlog later", witness: noEntries},
@@ -519,7 +520,7 @@ var rows = []row{
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "checkpoint: HTML", lie: func(s *stage) { s.log.HTML(evillog.Checkpoint) },
 		state: "PB303", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
-	{name: "checkpoint: endless", lie: func(s *stage) { s.log.Endless(evillog.Checkpoint) },
+	{name: "checkpoint: endless", heavy: true, lie: func(s *stage) { s.log.Endless(evillog.Checkpoint) },
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "checkpoint: trickles", lie: func(s *stage) { s.log.Trickle(evillog.Checkpoint) },
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
@@ -529,7 +530,7 @@ var rows = []row{
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "checkpoint: broken off", lie: func(s *stage) { s.log.BreakOff(evillog.Checkpoint) },
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
-	{name: "checkpoint: gzip bomb", lie: func(s *stage) { s.log.GzipBomb(evillog.Checkpoint) },
+	{name: "checkpoint: gzip bomb", heavy: true, lie: func(s *stage) { s.log.GzipBomb(evillog.Checkpoint) },
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "checkpoint: gzip", lie: func(s *stage) { s.log.Gzip(evillog.Checkpoint) },
 		state: "accepted", proof: offline, proxy: "served", monitor: "indexed", witness: passive},
@@ -537,7 +538,7 @@ var rows = []row{
 		state: "PB302", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "checkpoint: gzip that is none", lie: func(s *stage) { s.log.Encoding(evillog.Checkpoint, "gzip") },
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
-	{name: "checkpoint: 4 MiB of headers", lie: func(s *stage) { s.log.HugeHeader(evillog.Checkpoint) },
+	{name: "checkpoint: 4 MiB of headers", heavy: true, lie: func(s *stage) { s.log.HugeHeader(evillog.Checkpoint) },
 		state: "PB301", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},
 	{name: "checkpoint of an honest other log", lie: func(s *stage) { s.log.Replace(evillog.Checkpoint, otherLog(s, stranger("log.test/nobody"))) },
 		state: "PB305", proof: offline, proxy: "served, warned", monitor: "held, infrastructure/silent later", witness: passive},

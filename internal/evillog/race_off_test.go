@@ -1,0 +1,5 @@
+//go:build !race
+
+package evillog_test
+
+const raced = false
