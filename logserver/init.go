@@ -90,6 +90,10 @@ func Init(ctx context.Context, dir, anchorPath string, key *c2sp.Key) error {
 	return writeDurably(filepath.Join(dir, identityFile), append(raw, '\n'), 0o644)
 }
 
+// AnchorIsBeside reports whether an anchor is on the file system of the log's
+// own directory, where a restored backup would bring both back together.
+func AnchorIsBeside(dir, anchorPath string) (bool, error) { return sameFileSystem(dir, anchorPath) }
+
 // initEngine makes an empty Tessera log in dir.
 func initEngine(ctx context.Context, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {

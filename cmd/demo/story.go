@@ -399,7 +399,7 @@ func (s *story) invite() {
     %[1]s/
 
   Install something, checked against the log:
-    go run ./cmd/portbook run --index %[2]s/simple/ --registry %[3]s --policy %[4]s --log %[5]s -- pip install --target /tmp/lantern lantern==1.2
+    go run ./cmd/portbook run --index %[2]s/simple/ --registry %[3]s --policy %[4]s --log %[5]s -- pip install --target lantern-installed lantern==1.2
 
   Watch the log from the terminal:
     go run ./cmd/portbook watch --log-url %[5]s --policy %[4]s

@@ -61,6 +61,9 @@ history.`,
 			os.Remove(keyFile) // it has signed nothing
 			return cli.Exit(cli.Refused, err)
 		}
+		if beside, err := logserver.AnchorIsBeside(*dir, *anchor); err == nil && beside {
+			fmt.Fprintf(cmd.ErrOrStderr(), "portbook-log: warning: the anchor is on the log's own file system, where a restored backup brings both back: serve will ask for --anchor-beside\n")
+		}
 		out := cmd.OutOrStdout()
 		if *asJSON {
 			return json.NewEncoder(out).Encode(struct {

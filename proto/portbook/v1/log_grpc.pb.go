@@ -37,8 +37,9 @@ const (
 // Log takes entries and proves them.
 //
 // Errors carry a google.rpc.ErrorInfo with domain "portbook" whose reason is one
-// of: INVALID_ENTRY (metadata: field), UNAUTHENTICATED, NOT_ALLOWED (field),
-// DIGEST_CONFLICT (first_index), NOT_PUBLISHED, OVERLOADED, READ_ONLY, NOT_FOUND.
+// of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
+// UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, and, worth
+// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE.
 type LogClient interface {
 	// Submit logs one entry and waits until a checkpoint that covers it is
 	// published with the cosignatures of the log's quorum.
@@ -117,8 +118,9 @@ func (c *logClient) Lookup(ctx context.Context, in *LookupRequest, opts ...grpc.
 // Log takes entries and proves them.
 //
 // Errors carry a google.rpc.ErrorInfo with domain "portbook" whose reason is one
-// of: INVALID_ENTRY (metadata: field), UNAUTHENTICATED, NOT_ALLOWED (field),
-// DIGEST_CONFLICT (first_index), NOT_PUBLISHED, OVERLOADED, READ_ONLY, NOT_FOUND.
+// of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
+// UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, and, worth
+// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE.
 type LogServer interface {
 	// Submit logs one entry and waits until a checkpoint that covers it is
 	// published with the cosignatures of the log's quorum.
