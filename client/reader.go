@@ -18,7 +18,7 @@ import (
 )
 
 // readTimeout bounds a whole request, with a body that trickles in.
-const readTimeout = 30 * time.Second
+const readTimeout = 10 * time.Second
 
 // A TileReader has the tiles of a log. [*Reader] is one.
 type TileReader interface {
