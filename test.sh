@@ -14,7 +14,8 @@ trap 'rm -rf "$tmp"' EXIT
 neighbours=(
 	"python3:python3" "pip:python3-pip" "twine:twine" "shellcheck:shellcheck" "systemd-analyze:systemd"
 )
-wheels=(python3-pip-whl python3-setuptools-whl python3-wheel-whl)
+# Real wheels that the tests upload and install.
+wheels=(pip setuptools wheel)
 
 have() {
 	case $1 in
@@ -28,7 +29,9 @@ missing() {
 	for n in "${neighbours[@]}"; do
 		have "${n%%:*}" || echo "${n##*:}"
 	done
-	ls /usr/share/python-wheels/pip-*.whl >/dev/null 2>&1 || echo "${wheels[@]}"
+	for n in "${wheels[@]}"; do
+		compgen -G "/usr/share/python-wheels/$n-*.whl" >/dev/null || echo "python3-$n-whl"
+	done
 }
 
 install_neighbours() {
@@ -61,7 +64,10 @@ run_fuzz() {
 		n=$((n + 1))
 		# Once more if it fails: go test -fuzz sometimes ends with "context deadline
 		# exceeded". A finding is in testdata by then, and fails the second time too.
-		if ! fuzz_one "$1" && ! fuzz_one "$1"; then
+		fuzz_one "$1" && continue
+		echo "fuzz: $pkg $target failed, trying again:"
+		tail -5 "$tmp/fuzz"
+		if ! fuzz_one "$1"; then
 			echo "FUZZ FAILED: $pkg $target"
 			tail -30 "$tmp/fuzz"
 			failed=$((failed + 1))
@@ -82,9 +88,8 @@ install_neighbours
 unset PIP_FIND_LINKS PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL REQUESTS_CA_BUNDLE SSL_CERT_FILE
 
 status=0
-unformatted=$(git ls-files '*.go' | xargs gofmt -l)
-if [ -n "$unformatted" ]; then
-	echo "not gofmt-ed: $unformatted"
+if ! unformatted=$(gofmt -l .) || [ -n "$unformatted" ]; then
+	echo "gofmt failed, or is wanted for: $unformatted"
 	status=1
 fi
 go vet ./... || status=1
@@ -97,8 +102,9 @@ run_fuzz "${FUZZTIME:-3s}" || status=1
 
 if [ "${RACE:-1}" = 1 ]; then
 	echo "race detector:"
-	go test -race -short -timeout 20m ./... >"$tmp/race" 2>&1 || { grep -vE '^(ok|\?)' "$tmp/race" | tail -60; status=1; }
-	grep -c '^ok' "$tmp/race" | sed 's/$/ packages clean/'
+	go test -race -short -json -timeout 20m ./... >"$tmp/race" || status=1
+	go run ./internal/testsum <"$tmp/race" >"$tmp/racesum" || status=1
+	grep -v '^ok' "$tmp/racesum"
 fi
 
 go run ./cmd/demo -once || status=1

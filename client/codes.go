@@ -32,6 +32,7 @@ const (
 	CodeRollback      = "PB203"
 	CodeTilesMismatch = "PB204"
 	CodeHeadSignature = "PB205"
+	CodeOtherKey      = "PB206"
 )
 
 // Codes PB3xx: it could not be checked.
@@ -119,6 +120,10 @@ var explanations = map[string]string{
 	CodeHeadSignature: "The newest state that the log's address serves is not properly signed. " +
 		"It was changed on the way, or somebody else answers in the log's name. " +
 		"Try again from another network; if it stays like this, tell whoever runs the log.",
+
+	CodeOtherKey: "A log of this name was seen before, under another key, and what is shown now does not continue it. " +
+		"Either your policy was changed to another log of the same name, or somebody else answers in the log's name with a key you were made to believe. " +
+		"If the change was meant, start a new memory (another --state file); if not, find out who changed the policy.",
 
 	CodeUnreachable: "The log could not be reached, or did not answer in time. " +
 		"This says nothing about any file: what has a proof can still be verified without the log. " +

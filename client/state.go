@@ -149,7 +149,7 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 				return err
 			}
 			if head && signed.Size < old.Checkpoint.Size {
-				return refuseRollback(signed, old)
+				return s.refuseRollback(p, signed, old)
 			}
 		}
 		return headError(quorumErr)
@@ -172,7 +172,7 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 				if errors.As(err, &refusal) && refusal.Code == CodeForkPrefix {
 					return err
 				}
-				return refuseRollback(v, old)
+				return s.refuseRollback(p, v, old)
 			}
 			if err != nil {
 				return err
@@ -191,9 +191,25 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 	}
 }
 
-func refuseRollback(v *c2sp.Verified, old Remembered) *Refusal {
+func (s *State) refuseRollback(p *c2sp.Policy, v *c2sp.Verified, old Remembered) *Refusal {
+	if r := s.otherKey(p, old.Checkpoint, old.Note); r != nil {
+		return r
+	}
 	return &Refusal{Code: CodeRollback, Check: "the log only grows",
 		Detail: fmt.Sprintf("%q now shows size %d; size %d was seen before", v.Origin, v.Size, old.Checkpoint.Size)}
+}
+
+// otherKey refuses a history that contradicts a remembered one which no key of
+// the policy signed: another log under the same name, or one whose key was
+// replaced. That is no evidence that either log lied. It returns nil if the
+// policy has the key.
+func (s *State) otherKey(p *c2sp.Policy, was c2sp.Checkpoint, note []byte) *Refusal {
+	if _, err := p.VerifyLog(note); err == nil {
+		return nil
+	}
+	return &Refusal{Code: CodeOtherKey, Check: "the same log as before",
+		Detail: fmt.Sprintf("what is remembered of %q (size %d) was signed by a key that the policy does not have, and this history does not continue it; "+
+			"if it is another log on purpose, use another --state file or take %q out of %s", was.Origin, was.Size, was.Origin, s.path)}
 }
 
 // headError says what it means that a checkpoint does not stand on its own.
@@ -222,7 +238,7 @@ func (s *State) compare(ctx context.Context, p *c2sp.Policy, old Remembered, v *
 		if a.Root == b.Root {
 			return nil
 		}
-		return s.refuseFork(p, CodeForkSameSize, &Evidence{First: first, Second: second},
+		return s.refuseFork(p, old, CodeForkSameSize, &Evidence{First: first, Second: second},
 			fmt.Sprintf("%q signed two different trees of size %d", a.Origin, a.Size))
 	}
 	if r == nil {
@@ -243,17 +259,18 @@ func (s *State) compare(ctx context.Context, p *c2sp.Policy, old Remembered, v *
 	if atA == a.Root {
 		return nil
 	}
-	return s.refuseFork(p, CodeForkPrefix, &Evidence{First: first, Second: second, Hashes: hashes},
+	return s.refuseFork(p, old, CodeForkPrefix, &Evidence{First: first, Second: second, Hashes: hashes},
 		fmt.Sprintf("the tree of size %d that %q signed does not begin with the one of size %d that it signed too", b.Size, a.Origin, a.Size))
 }
 
-// refuseFork writes the evidence and makes the refusal. What cannot be proven
-// to others, because the policy has dropped the key that signed what is
-// remembered, is refused all the same.
-func (s *State) refuseFork(p *c2sp.Policy, code string, e *Evidence, detail string) error {
+// refuseFork writes the evidence and makes the refusal.
+func (s *State) refuseFork(p *c2sp.Policy, old Remembered, code string, e *Evidence, detail string) error {
+	if r := s.otherKey(p, old.Checkpoint, old.Note); r != nil {
+		return r
+	}
 	r := &Refusal{Code: code, Check: "one history for everyone", Detail: detail}
 	if _, err := e.Verify(p); err != nil {
-		r.Detail += "; this cannot be proven with the policy's keys: " + err.Error()
+		r.Detail += "; this cannot be proven to others: " + err.Error()
 		return r
 	}
 	path, err := WriteEvidence(filepath.Join(filepath.Dir(s.path), "evidence"), e)

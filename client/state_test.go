@@ -230,7 +230,7 @@ type shortTiles struct{}
 func (shortTiles) Tile(context.Context, int, uint64, int) ([]byte, error) { return []byte("x"), nil }
 
 // TestForkAfterRotation: what was remembered is signed by a key that the policy
-// has dropped, so a fork cannot be proven with it; it is refused all the same.
+// does not have, so nobody is accused of a fork; it is refused all the same.
 func TestForkAfterRotation(t *testing.T) {
 	ctx := context.Background()
 	l := newTestLog(t, origin)
@@ -248,9 +248,30 @@ func TestForkAfterRotation(t *testing.T) {
 	fork := next.fork(3)
 	fork.signer, fork.witnesses = l.signer, l.witnesses // remembered by the new key, forked by the old
 	fork.fill(9, "fork")
-	r := wantRefusal(t, s.Update(ctx, l.policy, fork.note(12, t0, 1, 2), fork.reader()), CodeForkSameSize)
-	if r.Evidence != "" || !strings.Contains(r.Detail, "cannot be proven") {
+	r := wantRefusal(t, s.Update(ctx, l.policy, fork.note(12, t0, 1, 2), fork.reader()), CodeOtherKey)
+	if r.Evidence != "" || !strings.Contains(r.Detail, "another --state file") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestAnotherLogOfTheSameName: a log begun anew under its old name, smaller or
+// larger, is not accused of anything, and is not believed either.
+func TestAnotherLogOfTheSameName(t *testing.T) {
+	ctx := context.Background()
+	l := newTestLog(t, origin)
+	l.fill(10, "log")
+	for name, size := range map[string]int{"smaller": 4, "same size": 10, "larger": 14} {
+		s := newState(t)
+		l.setHead(l.note(10, t0, 1, 2))
+		if err := s.Latest(ctx, l.policy, l.reader()); err != nil {
+			t.Fatal(err)
+		}
+		other := newTestLog(t, origin)
+		other.fill(size, "other")
+		other.setHead(other.note(size, t0, 1, 2))
+		if r := wantRefusal(t, s.Latest(ctx, other.policy, other.reader()), CodeOtherKey); r.Evidence != "" {
+			t.Errorf("%s: evidence %s", name, r.Evidence)
+		}
 	}
 }
 

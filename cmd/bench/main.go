@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -35,7 +36,7 @@ type Row struct {
 	Met            bool     `json:"met"`
 	Machine        string   `json:"machine"`
 	Command        string   `json:"command"`
-	Note           string   `json:"note,omitempty"`
+	Note           string   `json:"-"` // for people
 }
 
 // bench measures one row.
@@ -87,12 +88,20 @@ func command() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdout, re, *asJSON, *quick, *list); err != nil {
+	err = run(ctx, os.Stdout, re, *asJSON, *quick, *list)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
+	switch {
+	case errors.Is(err, errNoRow):
+		return 2
+	case err != nil:
 		return 3
 	}
 	return 0
 }
+
+var errNoRow = errors.New("no row")
 
 func run(ctx context.Context, out io.Writer, match *regexp.Regexp, asJSON, quick, list bool) error {
 	var rows []Row
@@ -125,7 +134,7 @@ func run(ctx context.Context, out io.Writer, match *regexp.Regexp, asJSON, quick
 		rows = append(rows, row)
 	}
 	if !found {
-		return fmt.Errorf("no row matches %q: -list lists them", match)
+		return fmt.Errorf("%w matches %q: -list lists them", errNoRow, match)
 	}
 	if asJSON || list {
 		return nil

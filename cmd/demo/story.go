@@ -280,8 +280,10 @@ func (s *story) fork(ctx context.Context) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if status == http.StatusOK {
-			return nil, fmt.Errorf("witness %s signed a second history", w.Name)
+		// A witness that missed the newest checkpoint (it is not needed for the
+		// quorum) says conflict; one that has it says that the proof is impossible.
+		if status != http.StatusUnprocessableEntity && status != http.StatusConflict {
+			return nil, fmt.Errorf("witness %s answered %d to a second history", w.Name, status)
 		}
 		forks, err := w.Forks(ctx, cp.Origin)
 		if err != nil {
@@ -356,6 +358,13 @@ func (s *story) recovery(ctx context.Context) ([]string, error) {
 	if light != "warm, steady and bright" {
 		return nil, fmt.Errorf("installed lantern says %q", light)
 	}
+	proof, err := s.proof(ctx, wheel)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "lantern.tlog-proof"), proof, 0o644); err != nil {
+		return nil, err
+	}
 	if after := s.world.Log.Published().Size; after != before+1 {
 		return nil, fmt.Errorf("the log grew from %d to %d for one held upload", before, after)
 	}
@@ -393,19 +402,28 @@ func (s *story) close() error {
 
 // invite prints what to look at while the system is up.
 func (s *story) invite() {
-	fmt.Fprintf(s.out, `Everything is still running. Three things to try:
+	policy := filepath.Join(s.dir, "policy")
+	fmt.Fprintf(s.out, "Everything is still running. The project's history and the log's health, to look at:\n\n  %s/\n\nThree commands to copy:\n", s.site.MonitorURL)
+	for _, c := range s.commands(policy) {
+		fmt.Fprintf(s.out, "\n  %s:\n    %s\n", c[0], c[1])
+	}
+	fmt.Fprintln(s.out, "\nCtrl-C stops everything and removes it.")
+}
 
-  Look at the project's history and the log's health:
-    %[1]s/
-
-  Install something, checked against the log:
-    go run ./cmd/portbook run --index %[2]s/simple/ --registry %[3]s --policy %[4]s --log %[5]s -- pip install --target lantern-installed lantern==1.2
-
-  Watch the log from the terminal:
-    go run ./cmd/portbook watch --log-url %[5]s --policy %[4]s
-
-Ctrl-C stops everything and removes it.
-`, s.site.MonitorURL, s.site.GatewayURL, registry, filepath.Join(s.dir, "policy"), s.world.Log.URL)
+// commands are what a person may try, each with what it does.
+func (s *story) commands(policy string) [][2]string {
+	install := [2]string{"Install a release, every file checked against the log",
+		fmt.Sprintf("go run ./cmd/portbook run --index %s/simple/ --registry %s --policy %s --log %s --state %s -- %s install --target lantern-installed lantern==1.2",
+			s.site.GatewayURL, registry, policy, s.world.Log.URL, filepath.Join(s.dir, "state"), strings.Join(s.tools.pip, " "))}
+	if s.tools.pip == nil {
+		install = [2]string{"Check the public record of a policy, in words", "go run ./cmd/portbook policy check " + policy}
+	}
+	return [][2]string{
+		install,
+		{"Check a file against its proof, without any network",
+			fmt.Sprintf("go run ./cmd/portbook verify %s --proof %s --registry %s --policy %s --state none", filepath.Join(s.dir, world.WheelName("lantern", "1.2")), filepath.Join(s.dir, "lantern.tlog-proof"), registry, policy)},
+		{"Watch uploads from the terminal", fmt.Sprintf("go run ./cmd/portbook watch --from 0 --log-url %s --policy %s", s.world.Log.URL, policy)},
+	}
 }
 
 // wrap breaks a line for reading.
