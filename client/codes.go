@@ -23,6 +23,7 @@ const (
 	CodeDigest         = "PB115"
 	CodeNoDigest       = "PB116"
 	CodeNoProof        = "PB117" // for those who fetch proofs: there was none
+	CodeClaim          = "PB118"
 )
 
 // Codes PB2xx: this log misbehaved.
@@ -104,6 +105,10 @@ var explanations = map[string]string{
 	CodeNoProof: "There is no proof for this file: the index does not have one, or does not hand it out. " +
 		"A file that was never logged is one that nobody was told about. " +
 		"If it is brand new, wait a minute and try again; otherwise ask whoever runs the index.",
+
+	CodeClaim: "The file was logged by somebody who saw the index hand it out, not by the index itself. " +
+		"Such an entry says what was served, not what the index stands for: had the index served a swapped file, it would have been logged just so. " +
+		"If a follower is all there is for this index, say that it is enough (--accept-observed).",
 
 	CodeForkSameSize: "The log signed two different histories of the same length. " +
 		"An honest log never does: one of them was made for somebody's eyes only. " +

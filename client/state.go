@@ -145,8 +145,8 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 		}
 		if old, ok := logs[signed.Origin]; ok {
 			var refusal *Refusal
-			if err := s.compare(ctx, p, old, signed, note, r); errors.As(err, &refusal) && refusal.Evidence != "" {
-				return err
+			if err := s.compare(ctx, p, old, signed, note, r); errors.As(err, &refusal) && (refusal.Code == CodeForkSameSize || refusal.Code == CodeForkPrefix) {
+				return err // also where its evidence could not be written
 			}
 			if head && signed.Size < old.Checkpoint.Size {
 				return s.refuseRollback(p, signed, old)

@@ -254,6 +254,27 @@ func TestForkAfterRotation(t *testing.T) {
 	}
 }
 
+// TestForkWithoutEvidence: a fork that too few witnesses cosigned is a fork also
+// where its evidence cannot be written.
+func TestForkWithoutEvidence(t *testing.T) {
+	ctx := context.Background()
+	l := newTestLog(t, origin)
+	l.fill(10, "log")
+	s := newState(t)
+	if err := s.Update(ctx, l.policy, l.note(10, t0, 1, 2), l.reader()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(s.path), "evidence"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fork := l.fork(3)
+	fork.fill(7, "fork")
+	r := wantRefusal(t, s.Update(ctx, l.policy, fork.note(10, t0), fork.reader()), CodeForkSameSize)
+	if r.Evidence != "" || !strings.Contains(r.Detail, "evidence") {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestAnotherLogOfTheSameName: a log begun anew under its old name, smaller or
 // larger, is not accused of anything, and is not believed either.
 func TestAnotherLogOfTheSameName(t *testing.T) {

@@ -20,6 +20,12 @@ type File struct {
 	Project   string // "" = do not check; any spelling of the ecosystem
 	Name      string // path inside the project, "Django-5.1.tar.gz"
 	SHA256    [32]byte
+
+	// Observed also accepts an entry by a follower that saw the registry serve
+	// the file (claim observed). The registry committed to nothing then, and
+	// what it served to the follower may be a swapped file: an index's own entry
+	// (claim index) is what pins a file's name to one content.
+	Observed bool
 }
 
 // A Verified is what a proof proves.
@@ -34,7 +40,7 @@ type Verified struct {
 // Verify checks offline that f was uploaded and logged: the checkpoint in the
 // proof stands under the policy, the entry the proof carries is in that
 // checkpoint's tree, it is an upload, and it is about f: registry, ecosystem,
-// project, name and SHA-256. Any error is a [*Refusal].
+// project, name and SHA-256, by the index itself unless f says otherwise. Any error is a [*Refusal].
 //
 // It says nothing about freshness; see [State.Freshness].
 func Verify(p *c2sp.Policy, f File, proof []byte) (*Verified, error) {
@@ -106,6 +112,10 @@ func (v *Verified) Check(f File) error {
 	e := v.Entry
 	differs := func(code, what, proven, yours string) error {
 		return &Refusal{Code: code, Check: what, Detail: fmt.Sprintf("the proof is about %s %q, this is %q", what, proven, yours)}
+	}
+	if e.Claim != entry.ClaimIndex && !(f.Observed && e.Claim == entry.ClaimObserved) {
+		return &Refusal{Code: CodeClaim, Check: "who logged it",
+			Detail: fmt.Sprintf("entry %d has the claim %q: it was not logged by the index", v.Index, string(e.Claim))}
 	}
 	if f.Registry == "" || e.Registry != f.Registry {
 		return differs(CodeRegistry, "registry", e.Registry, f.Registry)

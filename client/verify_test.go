@@ -211,8 +211,23 @@ func TestVerifyRefusesOtherEntries(t *testing.T) {
 		Registry: "registry.npmjs.org", Ecosystem: entry.NPM, Project: "left-pad", Version: "1.0.0", File: "left-pad-1.0.0.tgz",
 		SHA512: strings.Repeat("ab", 64)}
 	l, p = logWith(t, must(e.Marshal()))
-	_, err = Verify(l.policy, File{Registry: e.Registry, Ecosystem: e.Ecosystem, Name: e.File, SHA256: sha256.Sum256(testContents)}, p.Bytes())
+	_, err = Verify(l.policy, File{Registry: e.Registry, Ecosystem: e.Ecosystem, Name: e.File, SHA256: sha256.Sum256(testContents), Observed: true}, p.Bytes())
 	wantRefusal(t, err, CodeNoDigest)
+}
+
+// TestObservedIsNotTheIndex: what a follower saw served may be the swapped file
+// itself, so its entry vouches for nothing unless the caller says so.
+func TestObservedIsNotTheIndex(t *testing.T) {
+	e := testEntry()
+	e.Claim = entry.ClaimObserved
+	l, p := logWith(t, must(e.Marshal()))
+	f := testFile()
+	_, err := Verify(l.policy, f, p.Bytes())
+	wantRefusal(t, err, CodeClaim)
+	f.Observed = true
+	if v, err := Verify(l.policy, f, p.Bytes()); err != nil || v.Entry.Claim != entry.ClaimObserved {
+		t.Errorf("with Observed: %v, %v", v, err)
+	}
 }
 
 // TestUnknownVersionRefusesThatLeafOnly: a log that has moved on to a later

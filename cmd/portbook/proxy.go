@@ -28,6 +28,7 @@ import (
 type verifyingFlags struct {
 	index, registry, policy, state, log string
 	fileHosts                           []string
+	observed                            bool
 }
 
 func (f *verifyingFlags) add(cmd *cobra.Command) {
@@ -44,11 +45,17 @@ func (f *verifyingFlags) add(cmd *cobra.Command) {
 		return pflag.NormalizedName(name)
 	})
 	fs.StringSliceVar(&f.fileHosts, "file-host", nil, "`HOST[:PORT]` with a private address that the index keeps files on; may be repeated")
+	observedFlag(fs, &f.observed)
+}
+
+// observedFlag is how a person says that a follower's word is enough.
+func observedFlag(fs *pflag.FlagSet, observed *bool) {
+	fs.BoolVar(observed, "accept-observed", false, "also believe entries of a follower that saw the index serve the file; else only the index's own")
 }
 
 // config reads what the flags name.
 func (f *verifyingFlags) config(logger *slog.Logger) (proxy.Config, error) {
-	cfg := proxy.Config{Index: f.index, Registry: f.registry, FileHosts: f.fileHosts, Logger: logger}
+	cfg := proxy.Config{Index: f.index, Registry: f.registry, FileHosts: f.fileHosts, AcceptObserved: f.observed, Logger: logger}
 	u, err := url.Parse(f.index)
 	if err != nil || u.Host == "" {
 		return cfg, cli.Usagef("--index %q is not a URL", f.index)

@@ -340,12 +340,12 @@ func (s *submitting) stored(u upload, path string) *client.Verified {
 
 func (s *submitting) verify(u upload, proof []byte) (*client.Verified, error) {
 	e := u.entry
-	v, err := client.Verify(s.policy, client.File{Registry: e.Registry, Ecosystem: e.Ecosystem, Project: e.Project, Name: e.File, SHA256: u.sum}, proof)
+	v, err := client.Verify(s.policy, client.File{Registry: e.Registry, Ecosystem: e.Ecosystem, Project: e.Project, Name: e.File, SHA256: u.sum, Observed: e.Claim == entry.ClaimObserved}, proof)
 	if err != nil {
 		return nil, err
 	}
 	if v.Entry.Claim != e.Claim {
-		return nil, &client.Refusal{Code: client.CodeNotUpload, Check: "claim", Detail: fmt.Sprintf("the entry is logged with claim %q, not %q", v.Entry.Claim, e.Claim)}
+		return nil, &client.Refusal{Code: client.CodeClaim, Check: "claim", Detail: fmt.Sprintf("the entry is logged with claim %q, not %q", v.Entry.Claim, e.Claim)}
 	}
 	return v, nil
 }

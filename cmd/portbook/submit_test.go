@@ -82,7 +82,7 @@ func TestSubmitBelievesNoAnswer(t *testing.T) {
 		{"another file", "PB114", other(func(e *entry.Entry) { e.File = "six-1.16.0.tar.gz" })},
 		{"another registry", "PB111", other(func(e *entry.Entry) { e.Registry = "evil.example" })},
 		{"another project", "PB113", other(func(e *entry.Entry) { e.Project = "evil" })},
-		{"another claim", "PB110", other(func(e *entry.Entry) { e.Claim = entry.ClaimObserved })},
+		{"another claim", "PB118", other(func(e *entry.Entry) { e.Claim = entry.ClaimObserved })},
 		{"another index", "PB107", func(e *entry.Entry) (*submit.Ack, error) {
 			ack := logged(t, e, 2)
 			ack.Index = 3

@@ -51,6 +51,7 @@ policy cannot be used), 3 something could not be checked.`,
 	f := cmd.Flags()
 	policy := f.String("policy", "", "`FILE` that says which logs and witnesses to believe (default: portbook/policy in your configuration directory)")
 	f.StringVar(&v.registry, "registry", "", "`REGISTRY` the files are of: host[:port][/path], or the index's URL")
+	observedFlag(f, &v.observed)
 	anyRegistry := f.Bool("any-registry", false, "accept whatever registry the proof says, and print it")
 	f.StringVar(&v.ecosystem, "ecosystem", entry.PyPI, "`ECOSYSTEM`: pypi, npm, conda or generic")
 	f.StringVar(&v.project, "project", "", "`PROJECT` the file is of; for pypi the file's name already says it")
@@ -171,6 +172,7 @@ type verifier struct {
 	version       string         // "" = any
 	state         *client.State  // nil = freshness is not checked
 	reader        *client.Reader // nil = offline
+	observed      bool           // a follower's entry is enough
 	origin        string         // of the reader's log; "" = it could not be asked
 	misbehaved    error          // what the log did that no proof of it is good any more
 	now           func() time.Time
@@ -308,7 +310,7 @@ func (v *verifier) check(path string, sum [32]byte, proof []byte) (*client.Verif
 	if err != nil {
 		return nil, err
 	}
-	want := client.File{Registry: v.registry, Ecosystem: v.ecosystem, Project: v.project, Name: v.file, SHA256: sum}
+	want := client.File{Registry: v.registry, Ecosystem: v.ecosystem, Project: v.project, Name: v.file, SHA256: sum, Observed: v.observed}
 	if want.Registry == "" {
 		want.Registry = got.Entry.Registry
 	}

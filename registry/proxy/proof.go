@@ -17,6 +17,7 @@ import (
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client"
 	"github.com/portbook/portbook/entry"
+	"github.com/portbook/portbook/registry/pypi"
 )
 
 const (
@@ -160,7 +161,7 @@ func (p *Proxy) verify(proof []byte, name string, t *told, want *[32]byte) (*cli
 // check compares what is proven with the file. Without a digest to compare,
 // that is left for when the bytes have been hashed.
 func (p *Proxy) check(v *client.Verified, name string, t *told, want *[32]byte) error {
-	f := client.File{Registry: p.cfg.Registry, Ecosystem: entry.PyPI, Name: name}
+	f := client.File{Registry: p.cfg.Registry, Ecosystem: entry.PyPI, Name: name, Observed: p.cfg.AcceptObserved}
 	if t != nil {
 		f.Project = t.project
 	}
@@ -169,7 +170,18 @@ func (p *Proxy) check(v *client.Verified, name string, t *told, want *[32]byte) 
 	} else if b, err := hex.DecodeString(v.Entry.SHA256); err == nil && len(b) == 32 {
 		f.SHA256 = [32]byte(b)
 	}
-	return v.Check(f)
+	if err := v.Check(f); err != nil {
+		return err
+	}
+	// No page told the project: then the file's name must be one of the proven
+	// project's, or a file of one project could be logged under another.
+	if f.Project == "" {
+		if _, err := pypi.VersionOf(v.Entry.Project, name); err != nil {
+			return &client.Refusal{Code: client.CodeProject, Check: "project", Err: err,
+				Detail: fmt.Sprintf("the proof is about project %q, and %q is not a name of one of its files", v.Entry.Project, printable(name))}
+		}
+	}
+	return nil
 }
 
 // proveByLog asks the log for proofs of a digest and takes the first that is

@@ -42,6 +42,8 @@ type Config struct {
 	Registry string
 	// Policy says which logs and witnesses to believe.
 	Policy *c2sp.Policy
+	// AcceptObserved also believes entries of followers; see client.File.
+	AcceptObserved bool
 	// State remembers the newest checkpoint of each log; nil: nothing is
 	// remembered, and freshness is not judged.
 	State *client.State

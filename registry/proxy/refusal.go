@@ -109,6 +109,8 @@ var refusedReasons = map[string]string{
 	client.CodeProject:        "the proof is of a file of another project",
 	client.CodeFileName:       "the proof is of another file",
 	client.CodeDigest:         "the index hands out other contents than were logged for this file",
+	client.CodeClaim:          "a follower saw this file served; the index itself did not log it",
+	client.CodeOtherKey:       "another log of the same name was seen before",
 	client.CodeForkSameSize:   "the log shows two histories",
 	client.CodeForkPrefix:     "the log rewrote its history",
 	client.CodeRollback:       "the log shows an older state than before",
