@@ -43,7 +43,13 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 	}
 	signed, err := m.cfg.Policy.VerifyLog(note)
 	if errors.Is(err, c2sp.ErrBadSignature) || errors.Is(err, c2sp.ErrNoLogSignature) {
-		return none, &lie{alert: headSignatureAlert(alert.OneLine(err.Error())), key: []string{"head-signature", err.Error()}, err: err}
+		// The words come from whoever serves the address: they are no part of the
+		// ID, or everyone could be told the same thing without end.
+		class := "bad"
+		if errors.Is(err, c2sp.ErrNoLogSignature) {
+			class = "none"
+		}
+		return none, &lie{alert: headSignatureAlert(alert.OneLine(err.Error())), key: []string{"head-signature", class, m.cfg.Now().UTC().Format(time.DateOnly)}, err: err}
 	}
 	if err != nil {
 		return none, fmt.Errorf("the log's checkpoint: %w", err)
@@ -70,7 +76,7 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 		if ctx.Err() != nil {
 			return none, ctx.Err()
 		}
-		return none, &lie{alert: rollbackAlert(l.HeadSize, signed.Size), key: []string{"rollback", fmt.Sprint(l.HeadSize)},
+		return none, &lie{alert: rollbackAlert(l.HeadSize, signed.Size), key: []string{"rollback", fmt.Sprint(l.HeadSize), fmt.Sprint(signed.Size)},
 			err: fmt.Errorf("the log went back from %d to %d entries", l.HeadSize, signed.Size)}
 	}
 	if err != nil {
@@ -163,6 +169,8 @@ func (m *Monitor) tellLie(ctx context.Context, l *lie) error {
 	if err := m.cfg.Store.setTampering(ctx, m.state.ID, a.Title); err != nil {
 		return err
 	}
+	m.subsMu.Lock()
+	defer m.subsMu.Unlock()
 	return m.cfg.Store.oweNow(ctx, m.state.ID, 0, finding{alert: a, to: m.subs.Load().everyone()})
 }
 
@@ -171,7 +179,8 @@ func (m *Monitor) tellLie(ctx context.Context, l *lie) error {
 func (m *Monitor) health(ctx context.Context, readErr error) error {
 	now := m.cfg.Now()
 	l := m.state
-	if l.Tampering != "" {
+	told := l.Tampering != ""
+	if told && (readErr == nil || errors.As(readErr, new(*lie))) {
 		return nil // told as what it is; it must not be worded as an outage too
 	}
 	fresh := l.HeadTime
@@ -191,8 +200,8 @@ func (m *Monitor) health(ctx context.Context, readErr error) error {
 		cause = "Last cause: " + alert.OneLine(readErr.Error()) + "."
 	}
 	ahead := fresh.Sub(now) > clockSlack
-	if err := m.condition(ctx, condSilent, now.Sub(fresh) > m.cfg.StaleAfter, fresh, 0, cause); err != nil {
-		return err
+	if err := m.condition(ctx, condSilent, now.Sub(fresh) > m.cfg.StaleAfter, fresh, 0, cause); err != nil || told {
+		return err // a log that misbehaved and then fell silent is silent all the same
 	}
 	if err := m.condition(ctx, condClock, ahead, now, 0, fmt.Sprintf(
 		"A quorum of witnesses says that it is %s; this machine's clock says %s.", fresh.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))); err != nil {
@@ -220,6 +229,8 @@ func (m *Monitor) condition(ctx context.Context, kind string, active bool, since
 	id := func(c *condition, what string) string {
 		return alert.ID(m.origin, "condition", kind, what, fmt.Sprint(c.since.Unix()))
 	}
+	m.subsMu.Lock()
+	defer m.subsMu.Unlock()
 	to := m.subs.Load().everyone()
 	if kind == condBacklog || kind == condClock {
 		to = m.subs.Load().Operator.Notify

@@ -37,6 +37,7 @@ type finding struct {
 	group        string   // alerts of one group within the window are one notice
 	quiet        string   // a second alert of one quiet key in a day is recorded only
 	proof        bool     // to be sent with the entry's tlog-proof
+	unjudged     bool     // told to who said nothing about what is normal: the entry is not marked
 }
 
 type judge struct {
@@ -45,8 +46,9 @@ type judge struct {
 	log  *logState
 	subs *Subscriptions
 
-	insertEntry, insertSlot, getSlot *sql.Stmt
-	findings                         []finding
+	insertEntry, insertSlot, getSlot, setVerdict *sql.Stmt
+
+	findings []finding
 }
 
 func (m *Monitor) newJudge(ctx context.Context, tx *sql.Tx, log *logState, subs *Subscriptions) (*judge, error) {
@@ -58,6 +60,7 @@ func (m *Monitor) newJudge(ctx context.Context, tx *sql.Tx, log *logState, subs 
 		{&j.insertEntry, `INSERT INTO entry (log, idx, project, kind, digest, leaf) VALUES (?, ?, ?, ?, ?, ?)`},
 		{&j.insertSlot, `INSERT OR IGNORE INTO slot (log, key, idx, digest) VALUES (?, ?, ?, ?)`},
 		{&j.getSlot, `SELECT idx, digest, freed FROM slot WHERE log = ? AND key = ?`},
+		{&j.setVerdict, `UPDATE entry SET verdict = ? WHERE log = ? AND idx = ? AND verdict <> 'tampering'`},
 	} {
 		var err error
 		if *p.to, err = tx.PrepareContext(ctx, p.sql); err != nil {
@@ -75,8 +78,11 @@ func (j *judge) leaf(ctx context.Context, l Leaf) error {
 			return fmt.Errorf("database: %w", err)
 		}
 		version := errors.Is(l.Err, entry.ErrVersion)
-		j.find(l, nil, finding{alert: unreadableAlert(l.Index, l.Err, version), to: j.subs.Operator.Notify,
-			quiet: "unreadable|" + j.log.Origin + "|" + strconv.FormatBool(version)})
+		f := finding{alert: unreadableAlert(l.Index, l.Err, version), to: j.subs.Operator.Notify}
+		if version { // a newer log: every entry may be like this until this program is updated
+			f.quiet = "unreadable|" + j.log.Origin
+		}
+		j.find(l, nil, f)
 		return nil
 	}
 	var project int64
@@ -289,19 +295,22 @@ func (j *judge) upload(ctx context.Context, l Leaf, e *entry.Entry) error {
 	}
 
 	for _, sub := range j.subs.For(Watch{e.Registry, e.Ecosystem, e.Project}) {
-		a := alert.Alert{}
+		a, unjudged := alert.Alert{}, false
 		if replaced != nil {
 			a = replacedAlert(e, *replaced)
 		} else if why := sub.Expect.surprise(e); why != "" {
-			a = uploadAlert(e, why)
+			a, unjudged = uploadAlert(e, why), sub.Expect.silent()
 		} else {
 			continue
 		}
-		j.find(l, e, finding{alert: a, subscription: sub.Name, to: sub.Notify, proof: true,
+		j.find(l, e, finding{alert: a, subscription: sub.Name, to: sub.Notify, proof: true, unjudged: unjudged,
 			group: fmt.Sprintf("%q %q %q %q %q", sub.Name, e.Registry, e.Ecosystem, e.Project, e.Version)})
 	}
 	return nil
 }
+
+// silent reports whether nothing is said about which uploads are normal.
+func (x *Expect) silent() bool { return x.Uploads == "" && len(x.Publishers) == 0 }
 
 // surprise says why an upload is unexpected; empty if it is expected.
 func (x *Expect) surprise(e *entry.Entry) string {
@@ -310,7 +319,7 @@ func (x *Expect) surprise(e *entry.Entry) string {
 		return "The project is frozen: its subscription expects no uploads at all."
 	case x.Uploads == "any":
 		return ""
-	case len(x.Publishers) == 0:
+	case x.silent():
 		return "The subscription names no expected publisher, so you hear of every upload."
 	}
 	for i := range x.Publishers {
@@ -429,4 +438,17 @@ func (j *judge) find(l Leaf, e *entry.Entry, f finding) {
 	h := entry.LeafHash(l.Bytes)
 	f.alert.ID = alert.ID(j.log.Origin, "entry", strconv.FormatUint(l.Index, 10), hex.EncodeToString(h[:]), f.alert.Kind, f.subscription)
 	j.findings = append(j.findings, f)
+}
+
+// mark records on the entry's row what a finding says of it, for the page: a
+// word, never who was told.
+func (j *judge) mark(ctx context.Context, f finding) error {
+	v := f.alert.Severity
+	if f.alert.Index == nil || f.unjudged || v != alert.Tampering && v != alert.Unexpected {
+		return nil
+	}
+	if _, err := j.setVerdict.ExecContext(ctx, string(v), j.log.ID, *f.alert.Index); err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	return nil
 }

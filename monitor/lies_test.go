@@ -298,6 +298,50 @@ func TestCheckpointInTheLogsNameWithoutItsSignature(t *testing.T) {
 	}
 }
 
+// TestGarbageHeadsAreOneAlert: whoever serves the log's address can vary what is
+// wrong with a signature for ever; people are told once, and again the next day.
+func TestGarbageHeadsAreOneAlert(t *testing.T) {
+	w := newWorld(t, subsAlice)
+	fill(w, 3)
+	w.round()
+	note, err := c2sp.ParseNote(w.log.Note())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 5 {
+		bad := *note
+		bad.Sigs = append([]c2sp.Signature(nil), note.Sigs...)
+		bad.Sigs[0].Sig = bytes.Repeat([]byte{1}, 60+n)
+		w.log.Garbage(bad.Bytes())
+		w.round()
+	}
+	if n := len(w.ops.all(t)); n != 1 {
+		t.Errorf("the operator was told %d times", n)
+	}
+	w.hook.clear()
+	w.ops.clear()
+	w.clock.Add(25 * time.Hour)
+	w.round()
+	w.want(w.ops, alert.Tampering, "head-signature")
+}
+
+// TestSilenceAfterTamperingIsTold: one bad checkpoint must not be a way to cut
+// the log off unnoticed.
+func TestSilenceAfterTamperingIsTold(t *testing.T) {
+	w := newWorld(t, subsAlice)
+	fill(w, 3)
+	w.round()
+	w.log.Garbage(bytes.Replace(w.log.Note(), []byte("\n3\n"), []byte("\n4\n"), 1))
+	w.round()
+	w.want(w.ops, alert.Tampering, "head-signature")
+	w.log.Garbage(nil)
+	w.log.Down(true)
+	w.clock.Add(16 * time.Minute)
+	w.ops.clear()
+	w.round()
+	w.want(w.ops, alert.Infrastructure, condSilent)
+}
+
 func fakeOther(w *world) *fakelog.Log { return fakelog.New("log.test/other", 3, 2, w.clock.Now) }
 
 func TestAlertIsSentWithoutProofRatherThanNotAtAll(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,6 +54,9 @@ type Monitor struct {
 	log    *slog.Logger
 	outbox *alert.Outbox
 
+	// subsMu is held while subscriptions change and while alerts are owed, so
+	// that nothing is owed to a receiver who has just been removed.
+	subsMu   sync.Mutex
 	subs     atomic.Pointer[Subscriptions]
 	fetched  atomic.Uint64
 	lastRead atomic.Int64 // unix milliseconds of the last time all was read
@@ -214,6 +218,8 @@ func (m *Monitor) AcceptNewBaseline(ctx context.Context) error {
 // SetSubscriptions replaces what is watched, from the next entry on. It may be
 // called while Run runs.
 func (m *Monitor) SetSubscriptions(ctx context.Context, s *Subscriptions) error {
+	m.subsMu.Lock()
+	defer m.subsMu.Unlock()
 	if err := m.cfg.Store.setSubscriptions(ctx, s); err != nil {
 		return err
 	}
@@ -346,8 +352,10 @@ func (m *Monitor) readOnce(ctx context.Context) error {
 	return err
 }
 
-// commit is the one transaction: rows, cursor, owed alerts.
+// commit is the one transaction: rows, their marks, cursor, owed alerts.
 func (m *Monitor) commit(ctx context.Context, leaves []Leaf, p Position) error {
+	m.subsMu.Lock()
+	defer m.subsMu.Unlock()
 	subs := m.subs.Load()
 	now := m.cfg.Now()
 	err := m.cfg.Store.tx(ctx, func(tx *sql.Tx) error {
@@ -361,6 +369,9 @@ func (m *Monitor) commit(ctx context.Context, leaves []Leaf, p Position) error {
 			}
 		}
 		for _, f := range j.findings {
+			if err := j.mark(ctx, f); err != nil {
+				return err
+			}
 			if err := owe(ctx, tx, m.state.ID, f, now, m.cfg.GroupWindow); err != nil {
 				return err
 			}

@@ -28,6 +28,10 @@ type Record struct {
 	Leaf  []byte
 	Entry *entry.Entry // nil where the leaf cannot be read
 	Err   error
+
+	// Verdict is what the subscriptions made of it when it was read:
+	// alert.Unexpected, alert.Tampering, or empty.
+	Verdict alert.Severity
 }
 
 // Search finds projects by name (exact first, then by prefix), and entries by
@@ -38,7 +42,7 @@ func (s *Store) Search(ctx context.Context, origin, query string, limit int) (pr
 		return nil, nil, nil
 	}
 	if b, err := hex.DecodeString(query); err == nil && len(b) == 32 {
-		files, err = s.records(ctx, `SELECT idx, leaf FROM entry WHERE digest = ? AND log = (SELECT id FROM log WHERE origin = ?) ORDER BY idx LIMIT ?`,
+		files, err = s.records(ctx, `SELECT idx, leaf, verdict FROM entry WHERE digest = ? AND log = (SELECT id FROM log WHERE origin = ?) ORDER BY idx LIMIT ?`,
 			digestPrefix(query), origin, limit)
 		if err != nil {
 			return nil, nil, err
@@ -92,13 +96,13 @@ func (s *Store) Timeline(ctx context.Context, origin string, w Watch, before uin
 	if before > 1<<62 {
 		before = 1 << 62
 	}
-	return s.records(ctx, `SELECT idx, leaf FROM entry WHERE project = (SELECT id FROM project WHERE name = ? AND registry = ? AND ecosystem = ?) AND project <> 0
+	return s.records(ctx, `SELECT idx, leaf, verdict FROM entry WHERE project = (SELECT id FROM project WHERE name = ? AND registry = ? AND ecosystem = ?) AND project <> 0
 		AND log = (SELECT id FROM log WHERE origin = ?) AND idx < ? ORDER BY idx DESC LIMIT ?`, w.Project, w.Registry, w.Ecosystem, origin, before, limit)
 }
 
 // Newest returns the newest entries of the log, newest first.
 func (s *Store) Newest(ctx context.Context, origin string, limit int) ([]Record, error) {
-	return s.records(ctx, `SELECT idx, leaf FROM entry WHERE log = (SELECT id FROM log WHERE origin = ?) ORDER BY idx DESC LIMIT ?`, origin, limit)
+	return s.records(ctx, `SELECT idx, leaf, verdict FROM entry WHERE log = (SELECT id FROM log WHERE origin = ?) ORDER BY idx DESC LIMIT ?`, origin, limit)
 }
 
 // Record returns one entry; nil if it is not indexed (yet).
@@ -106,11 +110,28 @@ func (s *Store) Record(ctx context.Context, origin string, index uint64) (*Recor
 	if index > 1<<62 {
 		return nil, nil
 	}
-	list, err := s.records(ctx, `SELECT idx, leaf FROM entry WHERE log = (SELECT id FROM log WHERE origin = ?) AND idx = ?`, origin, index)
+	list, err := s.records(ctx, `SELECT idx, leaf, verdict FROM entry WHERE log = (SELECT id FROM log WHERE origin = ?) AND idx = ?`, origin, index)
 	if err != nil || len(list) == 0 {
 		return nil, err
 	}
 	return &list[0], nil
+}
+
+// Told counts the deliveries of alerts about a record, by what became of them.
+// Whom they went to is nobody's business.
+type Told struct{ Owed, Sent, Failed int }
+
+// Told counts the deliveries of alerts about one record.
+func (s *Store) Told(ctx context.Context, origin string, r *Record) (Told, error) {
+	var t Told
+	// An alert about the same number in a forgotten history carries another leaf.
+	err := s.r.QueryRowContext(ctx, `SELECT count(*) FILTER (WHERE state = 'owed'), count(*) FILTER (WHERE state = 'sent'), count(*) FILTER (WHERE state = 'failed')
+		FROM delivery WHERE notice IN (SELECT notice FROM alert WHERE log = (SELECT id FROM log WHERE origin = ?) AND idx = ? AND notice <> '' AND instr(body, ?) > 0)`,
+		origin, r.Index, string(r.Leaf)).Scan(&t.Owed, &t.Sent, &t.Failed)
+	if err != nil {
+		return t, fmt.Errorf("database: %w", err)
+	}
+	return t, nil
 }
 
 func (s *Store) records(ctx context.Context, q string, args ...any) ([]Record, error) {
@@ -122,7 +143,7 @@ func (s *Store) records(ctx context.Context, q string, args ...any) ([]Record, e
 	var out []Record
 	for rows.Next() {
 		var r Record
-		if err := rows.Scan(&r.Index, &r.Leaf); err != nil {
+		if err := rows.Scan(&r.Index, &r.Leaf, &r.Verdict); err != nil {
 			return nil, fmt.Errorf("database: %w", err)
 		}
 		r.Entry, r.Err = entry.Parse(r.Leaf)
@@ -147,7 +168,7 @@ type Health struct {
 	Conditions []Condition // infrastructure troubles in progress
 
 	Subscriptions, Projects int // watched; projects indexed
-	Owed, Failed            int // deliveries
+	Owed, Sent, Failed      int // deliveries
 	OldestOwed              time.Time
 	Receivers               []ReceiverHealth // those that fail now
 }
@@ -193,6 +214,7 @@ func (s *Store) Health(ctx context.Context, origin string) (*Health, error) {
 		{&h.Subscriptions, `SELECT count(*) FROM subscription`, nil},
 		{&h.Projects, `SELECT count(*) FROM project`, nil},
 		{&h.Owed, `SELECT count(*) FROM delivery WHERE state = 'owed'`, nil},
+		{&h.Sent, `SELECT count(*) FROM delivery WHERE state = 'sent'`, nil},
 		{&h.Failed, `SELECT count(*) FROM delivery WHERE state = 'failed'`, nil},
 		{&oldest, `SELECT coalesce(min(owed_at), 0) FROM delivery WHERE state = 'owed'`, nil},
 	} {

@@ -72,19 +72,24 @@ func (m *Monitor) aboutEntry(a alert.Alert, index uint64, leaf []byte, e *entry.
 // VerifyCommand is the command that checks a file against the proof beside it.
 // It is meant to be pasted into a shell, so every word from the entry is quoted
 // where it holds more than plain characters: a file name is a stranger's.
-func VerifyCommand(e *entry.Entry) string {
+func VerifyCommand(e *entry.Entry) string { return strings.Join(verifyWords(e), " ") }
+
+// VerifyCommandLines is the same command, one flag a line.
+func VerifyCommandLines(e *entry.Entry) string { return strings.Join(verifyWords(e), " \\\n  ") }
+
+func verifyWords(e *entry.Entry) []string {
 	file := e.File[strings.LastIndexByte(e.File, '/')+1:]
 	if strings.HasPrefix(file, "-") {
 		file = "./" + file
 	}
-	cmd := "portbook verify " + shellWord(file) + " --proof " + shellWord(file+".tlog-proof") + " --policy policy.txt --registry " + shellWord(e.Registry)
+	lines := []string{"portbook verify " + shellWord(file), "--proof " + shellWord(file+".tlog-proof"), "--policy policy.txt", "--registry " + shellWord(e.Registry)}
 	if e.Ecosystem != entry.PyPI {
-		cmd += " --ecosystem " + shellWord(e.Ecosystem) + " --project " + shellWord(e.Project)
+		lines = append(lines, "--ecosystem "+shellWord(e.Ecosystem), "--project "+shellWord(e.Project))
 		if file != e.File {
-			cmd += " --file " + shellWord(e.File)
+			lines = append(lines, "--file "+shellWord(e.File))
 		}
 	}
-	return cmd
+	return lines
 }
 
 func shellWord(s string) string {

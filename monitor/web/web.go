@@ -49,8 +49,12 @@ type site struct {
 	proofs chan struct{} // bounds how many proofs are built at once
 }
 
-// timelineLength is how many entries of a project are on one page.
-const timelineLength = 100
+// timelineLength is how many entries of a project are on one page;
+// compareLength how many are read to know which publishers are new there.
+const (
+	timelineLength = 100
+	compareLength  = 1000
+)
 
 // New returns the handler of the page.
 func New(c Config) (http.Handler, error) {
@@ -278,7 +282,7 @@ func (s *site) project(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.Project = name
-	records, err := s.cfg.Monitor.Store().Timeline(r.Context(), s.cfg.Monitor.Origin(), p, before, timelineLength+1)
+	records, err := s.cfg.Monitor.Store().Timeline(r.Context(), s.cfg.Monitor.Origin(), p, before, compareLength)
 	if err != nil {
 		s.broken(w, r, err)
 		return
@@ -290,48 +294,18 @@ func (s *site) project(w http.ResponseWriter, r *http.Request) {
 	d := struct {
 		frame
 		Project    monitor.Watch
-		Records    []monitor.Record
-		Publishers []publisherCount
+		Records    []timelineRow
+		Publishers []publisherRow
+		Older      bool // not the newest page
 		More       uint64
 		HasMore    bool
-	}{frame: s.frame(p.Project), Project: p, Records: records}
-	if len(records) > timelineLength {
-		d.Records, d.HasMore = records[:timelineLength], true
+	}{frame: s.frame(p.Project), Project: p, Older: before != 1<<62}
+	d.Records, d.Publishers = compare(records)
+	if len(d.Records) > timelineLength {
+		d.Records, d.HasMore = d.Records[:timelineLength], true
 		d.More = d.Records[timelineLength-1].Index
 	}
-	d.Publishers = countPublishers(d.Records)
 	s.render(w, status, "project", d)
-}
-
-// publisherCount is who uploaded, and how often, in the records shown.
-type publisherCount struct {
-	Name    string
-	Uploads int
-	Share   int // percent
-}
-
-func countPublishers(records []monitor.Record) []publisherCount {
-	var out []publisherCount
-	total := 0
-next:
-	for _, r := range records {
-		if r.Entry == nil || r.Entry.Kind != entry.KindUpload {
-			continue
-		}
-		total++
-		name := publisherName(r.Entry)
-		for i := range out {
-			if out[i].Name == name {
-				out[i].Uploads++
-				continue next
-			}
-		}
-		out = append(out, publisherCount{Name: name, Uploads: 1})
-	}
-	for i := range out {
-		out[i].Share = out[i].Uploads * 100 / total
-	}
-	return out
 }
 
 // record reads the entry that a request names, or answers it.
@@ -382,15 +356,21 @@ func (s *site) entry(w http.ResponseWriter, r *http.Request) {
 		Command string
 		Project *monitor.Watch
 		Name    string
+		Told    monitor.Told
 	}{frame: s.frame(fmt.Sprintf("Entry %d", rec.Index)), Record: rec, Leaf: alert.OneLine(string(rec.Leaf)), Name: proofFile(rec)}
 	if e := rec.Entry; e != nil {
-		d.Fields = fields(rec.Leaf)
+		d.Fields = fields(e)
 		if e.Project != "" {
 			d.Project = &monitor.Watch{Registry: e.Registry, Ecosystem: e.Ecosystem, Project: e.Project}
 		}
 		if e.Kind == entry.KindUpload {
-			d.Command = monitor.VerifyCommand(e)
+			d.Command = monitor.VerifyCommandLines(e)
 		}
+	}
+	var err error
+	if d.Told, err = s.cfg.Monitor.Store().Told(r.Context(), s.cfg.Monitor.Origin(), rec); err != nil {
+		s.broken(w, r, err)
+		return
 	}
 	proof, err := s.buildProof(r.Context(), rec)
 	if err != nil {

@@ -3,8 +3,6 @@
 package web
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"html/template"
 	"net/url"
@@ -31,10 +29,11 @@ func (s *site) funcs() template.FuncMap {
 		"watch": func(e *entry.Entry) monitor.Watch {
 			return monitor.Watch{Registry: e.Registry, Ecosystem: e.Ecosystem, Project: e.Project}
 		},
-		"publisher": publisherName,
-		"subject":   subject,
-		"tone":      tone,
-		"oneline":   alert.OneLine,
+		"who":     who,
+		"subject": subject,
+		"tone":    tone,
+		"told":    told,
+		"oneline": alert.OneLine,
 		"deref": func(n *uint64) string {
 			if n == nil {
 				return ""
@@ -116,6 +115,14 @@ func publisherName(e *entry.Entry) string {
 	return e.Auth
 }
 
+// who is who did it, or why, in a list.
+func who(e *entry.Entry) string {
+	if e.Kind == entry.KindUpload || e.Publisher != nil {
+		return publisherName(e)
+	}
+	return e.Reason
+}
+
 // subject is what an entry is about, in a list.
 func subject(e *entry.Entry) string {
 	switch {
@@ -136,11 +143,15 @@ func subject(e *entry.Entry) string {
 }
 
 // tone chooses the colour of a kind's mark; the word itself is always there.
-func tone(e *entry.Entry) string {
-	if e == nil {
+// Green says that nobody's expectation was against the entry.
+func tone(r monitor.Record) string {
+	switch {
+	case r.Verdict == alert.Tampering || r.Entry == nil:
 		return "odd"
+	case r.Verdict == alert.Unexpected:
+		return "warn"
 	}
-	switch e.Kind {
+	switch r.Entry.Kind {
 	case entry.KindUpload:
 		return "calm"
 	case entry.KindConflict, entry.KindDispute, entry.KindQuarantine, entry.KindReject:
@@ -151,57 +162,26 @@ func tone(e *entry.Entry) string {
 	return "change"
 }
 
-// A field of an entry, as the leaf has it.
-type field struct{ Name, Value string }
-
-// fields lists the leaf's members in their order, nested ones by "a.b".
-func fields(leaf []byte) []field {
-	var out []field
-	d := json.NewDecoder(bytes.NewReader(leaf))
-	d.UseNumber()
-	var walk func(prefix string) bool
-	walk = func(prefix string) bool {
-		for d.More() {
-			k, err := d.Token()
-			if err != nil {
-				return false
-			}
-			name := prefix + fmt.Sprint(k)
-			v, err := d.Token()
-			if err != nil {
-				return false
-			}
-			switch v {
-			case json.Delim('{'):
-				if !walk(name+".") || !closes(d) {
-					return false
-				}
-			case json.Delim('['):
-				var list []string
-				for d.More() {
-					t, err := d.Token()
-					if err != nil {
-						return false
-					}
-					list = append(list, fmt.Sprint(t))
-				}
-				if !closes(d) {
-					return false
-				}
-				out = append(out, field{name, strings.Join(list, "\n")})
-			default:
-				out = append(out, field{name, fmt.Sprint(v)})
-			}
+// told says what became of the alerts about an entry, and not whose they are.
+func told(t monitor.Told) string {
+	many := func(n int) string {
+		if n == 1 {
+			return "1 alert"
 		}
-		return true
+		return fmt.Sprintf("%d alerts", n)
 	}
-	if t, err := d.Token(); err != nil || t != json.Delim('{') || !walk("") {
-		return nil
+	var s []string
+	if t.Sent > 0 {
+		s = append(s, many(t.Sent)+" sent")
 	}
-	return out
-}
-
-func closes(d *json.Decoder) bool {
-	_, err := d.Token()
-	return err == nil
+	if t.Owed > 0 {
+		s = append(s, many(t.Owed)+" to deliver")
+	}
+	if t.Failed > 0 {
+		s = append(s, many(t.Failed)+" given up")
+	}
+	if s == nil {
+		return "No alert was sent."
+	}
+	return strings.Join(s, ", ") + "."
 }
