@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/monitor/alert"
