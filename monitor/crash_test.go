@@ -209,6 +209,19 @@ func TestKilledAnywhereLosesNoAlert(t *testing.T) {
 			for _, k := range hooked {
 				again += k - 1
 			}
+			// And each is marked in the index, nothing else is.
+			s, err := OpenStore(t.Context(), w.path(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			var marked, alerted int
+			if err := s.r.QueryRowContext(t.Context(), `SELECT count(*), count(*) FILTER (WHERE idx IN (SELECT idx FROM alert WHERE notice <> '')) FROM entry WHERE verdict = 'unexpected'`).Scan(&marked, &alerted); err != nil {
+				t.Fatal(err)
+			}
+			if marked != len(want) || alerted != len(want) {
+				t.Errorf("%d entries are marked, %d of them alerted; want %d", marked, alerted, len(want))
+			}
 			t.Logf("%d alerts, each at least once on both channels; %d webhooks repeated under their ID", len(want), again)
 			return
 		}

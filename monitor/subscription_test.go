@@ -145,6 +145,10 @@ func TestVerifyCommandQuotes(t *testing.T) {
 	if got, want := VerifyCommand(e), `portbook verify './-x;$(touch y)'\'' .bin' --proof './-x;$(touch y)'\'' .bin.tlog-proof' --policy policy.txt --registry r.example --ecosystem generic --project p --file '-x;$(touch y)'\'' .bin'`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	// One flag a line is the same command to a shell.
+	if got, want := strings.ReplaceAll(VerifyCommandLines(e), " \\\n  ", " "), VerifyCommand(e); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 }
 
 func FuzzParseSubscriptions(f *testing.F) {
