@@ -11,8 +11,8 @@ import (
 	"github.com/portbook/portbook/entry"
 )
 
-// A field of an entry. Text is set in letters rather than as code; Link is a
-// path of this site.
+// A field of an entry: Note says what a reader may not know of it, Link is a
+// path of this site, Code is set in one width.
 type field struct {
 	Name, Value, Note, Link string
 	Code                    bool
@@ -57,12 +57,7 @@ func fields(e *entry.Entry) []field {
 	if e.Kind == entry.KindDistTag && e.Version == "" {
 		text("Version", "none: the tag was removed", "")
 	}
-	switch {
-	case e.Ecosystem != "":
-		text("Index", e.Registry, e.Ecosystem)
-	default:
-		text("Index", e.Registry, "")
-	}
+	text("Index", e.Registry, e.Ecosystem)
 	text("Logged by", or(claimWords[e.Claim], string(e.Claim)), "")
 	if p := e.Publisher; p != nil {
 		text("Publisher", p.Kind+space(p.Repository), "")
