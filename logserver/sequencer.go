@@ -9,12 +9,15 @@ package logserver
 // that a batch is being decided while the one before is being written. What the
 // batches became is applied in the log's own order, so that the database is
 // always what a replay of the log's first entries gives. Plain uploads are
-// applied lazily, many at a time; until then they count as in flight.
+// applied lazily, many at a time; until then they count as in flight. What would
+// be decided by rows that an entry in flight may yet change is held back until
+// that entry is applied: see needs.
 
 import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
 	"errors"
@@ -34,8 +37,9 @@ type submission struct {
 	key    [32]byte
 	digest []byte
 	credit conflictCredit // who pays if this becomes a conflict entry; nil for the log's own
-	seq    int64          // of its reservation; owned by the run goroutine, as is ready
-	ready  bool           // its index is known, not yet applied
+	needs  []need
+	seq    int64 // of its reservation; owned by the run goroutine, as is ready
+	ready  bool  // its index is known, not yet applied
 	*pending
 }
 
@@ -44,6 +48,62 @@ type submission struct {
 // know what is in flight.
 func (s *submission) urgent() bool {
 	return s.entry.Kind != entry.KindUpload || s.entry.Replaces != nil
+}
+
+// need is something outside of an entry's own row that decides on it, or that
+// it decides: an upload slot, or the policy of a registry's ecosystem. Entries
+// in flight share a need, or one has it alone.
+type need struct {
+	key   [32]byte
+	alone bool
+}
+
+// needs of e: uploads go by the slot and the policy; a reject or remove changes
+// the slot, a policy the policy.
+func needs(e *entry.Entry) []need {
+	policy := func() [32]byte { return sha256.Sum256([]byte("policy\x00" + e.Registry + "\x00" + e.Ecosystem)) }
+	switch {
+	case e.Kind == entry.KindUpload:
+		return []need{{key: uploadSlot(e).Key()}, {key: policy()}}
+	case e.Kind == entry.KindReject, e.Kind == entry.KindRemove && e.File != "":
+		return []need{{uploadSlot(e).Key(), true}}
+	case e.Kind == entry.KindRegistryPolicy:
+		return []need{{policy(), true}}
+	}
+	return nil
+}
+
+// users counts who has a need.
+type users struct{ sharing, alone int }
+
+// usage counts the users of each key that has any.
+type usage map[[32]byte]users
+
+// allows reports whether needs can be had beside those that u counts.
+func (u usage) allows(needs []need) bool {
+	for _, n := range needs {
+		if has := u[n.key]; has.alone > 0 || n.alone && has.sharing > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// add counts needs by times, which is 1 or -1.
+func (u usage) add(needs []need, times int) {
+	for _, n := range needs {
+		has := u[n.key]
+		if n.alone {
+			has.alone += times
+		} else {
+			has.sharing += times
+		}
+		if has == (users{}) {
+			delete(u, n.key)
+		} else {
+			u[n.key] = has
+		}
+	}
 }
 
 // pending is the outcome of a submission; it may be shared by several.
@@ -94,12 +154,14 @@ type sequencer struct {
 	// Owned by the run goroutine.
 	inFlight    map[[32]byte]*submission // reserved, not yet applied, by key
 	ready       map[int64]*submission    // has an index, not yet applied, by index
+	used        usage                    // the needs of what is in flight
+	held        []*submission            // wait for what is in flight, in order of arrival
 	urgent      bool                     // ready holds more than plain uploads
 	outstanding int                      // batches that the driver has not answered
 	doubt       bool                     // a write failed: nothing is decided before recover has found out what is so
 	tried       time.Time                // when recover last failed
 
-	testReserved func() // called in tests between the slots' reservation and the driver
+	testReserved func() // called by decide in tests between the slots' reservation and the driver
 }
 
 const (
@@ -118,6 +180,7 @@ func newSequencer() *sequencer {
 		added:    make(chan addedBatch, maxOutstanding), // never full, nor is results
 		results:  make(chan result, maxOutstanding),
 		inFlight: map[[32]byte]*submission{},
+		used:     usage{},
 		ready:    map[int64]*submission{},
 	}
 }
@@ -145,6 +208,10 @@ func (q *sequencer) run(ctx context.Context) {
 		if q.doubt && q.outstanding == 0 && time.Since(q.tried) > recoverPause {
 			q.tryRecover(ctx)
 		}
+		if q.doubt {
+			q.refuse(q.held, errRecovering)
+			q.held = nil
+		}
 		in := q.in
 		if q.outstanding >= maxOutstanding || q.doubt && q.outstanding > 0 {
 			in = nil
@@ -155,6 +222,9 @@ func (q *sequencer) run(ctx context.Context) {
 			return
 		case r := <-q.results:
 			q.take(r)
+			if len(q.held) > 0 && !q.doubt {
+				q.decide(ctx, nil)
+			}
 		case <-idle.C:
 			if q.outstanding > 0 {
 				continue // busy: decide applies what is ready when it is much
@@ -166,13 +236,19 @@ func (q *sequencer) run(ctx context.Context) {
 		case s := <-in:
 			batch := q.gather(s)
 			if q.doubt {
-				for _, s := range batch {
-					s.resolve(0, false, fmt.Errorf("%w: it is recovering from a failed write", ErrStorage))
-				}
+				q.refuse(batch, errRecovering)
 				continue
 			}
 			q.decide(ctx, batch)
 		}
+	}
+}
+
+var errRecovering = fmt.Errorf("%w: it is recovering from a failed write", ErrStorage)
+
+func (q *sequencer) refuse(subs []*submission, err error) {
+	for _, s := range subs {
+		s.resolve(0, false, err)
 	}
 }
 
@@ -191,8 +267,10 @@ func (q *sequencer) gather(first *submission) []*submission {
 	return batch
 }
 
-// shut refuses what is in the queue and settles what the driver has.
+// shut refuses what is in the queue or held back, and settles what the driver has.
 func (q *sequencer) shut() {
+	q.refuse(q.held, fmt.Errorf("%w: %w", ErrReadOnly, errClosing))
+	q.held = nil
 	for empty := false; !empty; {
 		select {
 		case s := <-q.in:
@@ -226,10 +304,11 @@ func (q *sequencer) take(r result) {
 	}
 }
 
-// decide decides the slots of batch in one durable transaction, then hands the
-// new entries to the driver.
+// decide decides what is held back, then batch, in one durable transaction,
+// then hands the new entries to the driver.
 func (q *sequencer) decide(ctx context.Context, batch []*submission) {
-	apply := q.urgent || len(q.ready) >= applyMin || slices.ContainsFunc(batch, (*submission).urgent)
+	batch = append(q.held, batch...)
+	apply := len(q.held) > 0 || q.urgent || len(q.ready) >= applyMin || slices.ContainsFunc(batch, (*submission).urgent)
 	type outcome struct {
 		sub   *submission
 		index uint64
@@ -240,6 +319,8 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	reserved := map[[32]byte]*submission{}
 	type join struct{ sub, first *submission }
 	var joins []join
+	q.held = nil
+	waiting := usage{} // the needs of what is held back: nothing overtakes it
 	err := q.slots.update(func(tx *sql.Tx) error {
 		tail := q.slots.applied
 		if apply {
@@ -249,6 +330,11 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 			}
 		}
 		for _, s := range batch {
+			if !q.used.allows(s.needs) || !waiting.allows(s.needs) {
+				q.held = append(q.held, s)
+				waiting.add(s.needs, 1)
+				continue
+			}
 			first := reserved[s.key]
 			if first == nil {
 				first = q.inFlight[s.key]
@@ -273,6 +359,7 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 			if isNew {
 				s.seq = seq
 				reserved[s.key] = s
+				q.used.add(s.needs, 1)
 				fresh = append(fresh, s)
 				continue
 			}
@@ -285,9 +372,8 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	})
 	if err != nil {
 		q.logger.Error("uniqueness database cannot be written; submissions fail until it can", "err", err)
-		for _, s := range batch {
-			s.resolve(0, false, fmt.Errorf("%w: the uniqueness database cannot be written", ErrStorage))
-		}
+		q.refuse(batch, fmt.Errorf("%w: the uniqueness database cannot be written", ErrStorage))
+		q.held = nil   // they are in batch
 		q.doubt = true // a commit that failed may have happened all the same
 		return
 	}
@@ -388,7 +474,7 @@ func newSubmission(e *entry.Entry, credit conflictCredit) (*submission, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &submission{entry: e, leaf: leaf, key: key, digest: digest, credit: credit, pending: newPending()}, nil
+	return &submission{entry: e, leaf: leaf, key: key, digest: digest, credit: credit, needs: needs(e), pending: newPending()}, nil
 }
 
 // wait collects the driver's answers and resolves submissions. Batches that
@@ -418,14 +504,15 @@ func (q *sequencer) wait() {
 }
 
 // applyReady writes into tx what follows the applied part of the log, in the
-// log's own order, and returns the new tail. A transaction that fails is simply
-// tried again with the next one.
+// log's own order, frees what those entries needed, and returns the new tail.
+// After a transaction that fails, recover starts from the log again.
 func (q *sequencer) applyReady(tx *sql.Tx) (tail int64, err error) {
 	tail = q.slots.applied
 	for s := q.ready[tail]; s != nil; s = q.ready[tail] {
 		if err := q.slots.apply(tx, tail, s.entry); err != nil {
 			return 0, err
 		}
+		q.used.add(s.needs, -1)
 		tail++
 	}
 	if tail == q.slots.applied {
@@ -509,6 +596,7 @@ func (q *sequencer) recover(ctx context.Context) error {
 	}
 	clear(q.inFlight)
 	clear(q.ready)
+	clear(q.used)
 	q.urgent = false
 	if size > 0 {
 		q.grown(size)

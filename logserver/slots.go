@@ -30,7 +30,7 @@ import (
 
 // slotsVersion is raised with every change of the schema: an older file is
 // rebuilt from the tiles.
-const slotsVersion = 1
+const slotsVersion = 2
 
 const slotsSchema = `
 CREATE TABLE slots (
@@ -333,18 +333,42 @@ func (s *slots) apply(tx *sql.Tx, index int64, e *entry.Entry) error {
 	}
 	switch e.Kind {
 	case entry.KindReject:
-		slot, _ := e.Slot()
-		k := slot.Key()
-		_, err = tx.Exec("DELETE FROM slots WHERE key = ?", k[:])
+		err = s.ifHeld(tx, e, "DELETE FROM slots WHERE key = ?")
 	case entry.KindRemove:
 		if e.File != "" {
-			k := entry.Slot{Registry: e.Registry, Ecosystem: e.Ecosystem, Claim: e.Claim, Project: e.Project, File: e.File}.Key()
-			_, err = tx.Exec("UPDATE slots SET removed = 1 WHERE key = ?", k[:])
+			err = s.ifHeld(tx, e, "UPDATE slots SET removed = 1 WHERE key = ?")
 		}
 	case entry.KindRegistryPolicy:
 		_, err = tx.Exec("INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET overwrite = excluded.overwrite", e.Registry, e.Ecosystem, e.Overwrite)
 	}
 	return err
+}
+
+// ifHeld runs change on the upload slot of a reject or remove, if the slot is
+// held by the digest that e names, or e names none: what was said of old bytes
+// changes nothing for those that replaced them.
+func (s *slots) ifHeld(tx *sql.Tx, e *entry.Entry, change string) error {
+	k := uploadSlot(e).Key()
+	r, err := s.row(tx, k)
+	if err != nil || r == nil {
+		return err
+	}
+	digest, err := digestOf(e)
+	if err != nil {
+		return err
+	}
+	if len(digest) > 0 {
+		if same, _ := sameDigest(r.digest, digest); !same {
+			return nil
+		}
+	}
+	_, err = tx.Exec(change, k[:])
+	return err
+}
+
+// uploadSlot is the slot of the file that e is about, under e's own claim.
+func uploadSlot(e *entry.Entry) entry.Slot {
+	return entry.Slot{Registry: e.Registry, Ecosystem: e.Ecosystem, Claim: e.Claim, Project: e.Project, File: e.File}
 }
 
 // catchUp makes the rows those of tree t: it replays the tail that is not yet
