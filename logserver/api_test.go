@@ -377,7 +377,7 @@ func TestServerFull(t *testing.T) {
 	s.witnesses[0].down()
 	first := make(chan error, 1)
 	go func() { _, err := s.submit(s.log, nth(1)); first <- err }()
-	waitFor(t, "the first submission", func() bool { return s.log.inFlight.Load() == 1 })
+	waitFor(t, "the first submission", func() bool { return s.log.inFlightNow() == 1 })
 	start := time.Now()
 	_, err := s.client.Submit(s.auth(), &pb.SubmitRequest{Entry: pbEntry(nth(2))})
 	st := status.Convert(err)
@@ -490,7 +490,7 @@ func TestStream(t *testing.T) {
 	}
 	stream.Recv()
 	cancel()
-	waitFor(t, "nothing in flight", func() bool { return s.log.inFlight.Load() == 0 })
+	waitFor(t, "nothing in flight", func() bool { return s.log.inFlightNow() == 0 })
 	s.must(s.log, nth(20_000))
 }
 

@@ -12,8 +12,8 @@ var (
 	// ErrNotPublished: the entry has an index, but the quorum has not cosigned a
 	// checkpoint that covers it yet. The same submission later gets the same index.
 	ErrNotPublished = errors.New("not yet cosigned by the quorum")
-	// ErrOverloaded: more is in flight than the server takes.
-	ErrOverloaded = errors.New("too many submissions in flight")
+	// ErrOverloaded: more is asked, by one or by all, than the server takes now.
+	ErrOverloaded = errors.New("too much at once, try again later")
 	// ErrBehind: the log's storage holds less, or other, than what was signed
 	// before: it was restored from a backup, or damaged.
 	ErrBehind = errors.New("the log is behind what it has signed")

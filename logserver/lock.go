@@ -30,8 +30,9 @@ type fileLock struct {
 	f    *os.File
 }
 
-// held are the locks of this process: flock lets one process lock a file twice
-// through two descriptors only if it is told no here first.
+// held are the locks of this process. flock belongs to the open file, so a
+// second descriptor is refused in this process too; the map says so in better
+// words, and its mutex makes taking, releasing and naming the holder one step.
 var held = struct {
 	sync.Mutex
 	paths map[string]bool // guarded by Mutex

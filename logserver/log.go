@@ -32,7 +32,9 @@ type Config struct {
 	Interval    time.Duration // at least this between two checkpoints; 0 means 100 ms
 	Republish   time.Duration // an unchanged tree is cosigned anew after this; 0 means 10 min
 	RoundLimit  time.Duration // for one round of cosigning; 0 means 6 s
-	MaxInFlight int           // submissions at once; 0 means 32768
+	MaxInFlight int           // submissions at once, of which one credential has at most half; 0 means 32768
+	MaxRate     int           // submissions a second, of all credentials; 0 means 100000
+	MaxReads    int           // lookups and proofs at once, which need no credential; 0 means 64
 	MaxWait     time.Duration // for one submission to be published; 0 means 30 s
 }
 
@@ -46,8 +48,10 @@ func (c *Config) defaults() {
 	set(&c.Republish, 10*time.Minute)
 	set(&c.RoundLimit, 6*time.Second)
 	set(&c.MaxWait, 30*time.Second)
-	if c.MaxInFlight == 0 {
-		c.MaxInFlight = 32768
+	for n, v := range map[*int]int{&c.MaxInFlight: 32768, &c.MaxRate: 100_000, &c.MaxReads: 64} {
+		if *n == 0 {
+			*n = v
+		}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -72,10 +76,14 @@ type Log struct {
 	lookup *lookup
 	Tokens *TokenFile
 
-	inFlight    atomic.Int64
-	conflicts   *limits // of conflict entries, by credential
-	conflictsOf *limits // of conflict entries, by credential and project
-	rates       *limits // of submissions, by credential
+	admission   admission
+	reads       atomic.Int64 // lookups and proofs under way
+	conflicts   *limits      // of conflict entries, by credential
+	conflictsOf *limits      // of conflict entries, by credential and project
+	rates       *limits      // of submissions, by credential
+	rate        *rate.Limiter
+
+	testReading func() // called in tests while a read counts as under way
 
 	stop      context.CancelFunc
 	working   sync.WaitGroup
@@ -127,6 +135,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	l := &Log{
 		cfg: cfg, dir: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
 		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
+		rate: rate.NewLimiter(rate.Limit(cfg.MaxRate), cfg.MaxRate), admission: admission{of: map[string]int{}},
 		witnesses: witnesses,
 		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
@@ -426,6 +435,54 @@ type Ack struct {
 type ticket struct {
 	sub *submission
 	log *Log
+	by  string // ID of the credential
+}
+
+// abandon gives up waiting; the entry is logged all the same.
+func (t *ticket) abandon() { t.log.admission.leave(t.by) }
+
+// admission counts the submissions in flight.
+type admission struct {
+	mu  sync.Mutex
+	all int            // guarded by mu
+	of  map[string]int // guarded by mu; by credential, those that have any
+}
+
+// enter counts one more for a credential, or says why not: limit is for all,
+// and no credential has more than half of it.
+func (a *admission) enter(by string, limit int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if share := max(limit/2, 1); a.of[by] >= share {
+		return fmt.Errorf("%w: this token has %d submissions in flight, its share", ErrOverloaded, share)
+	}
+	if a.all >= limit {
+		return fmt.Errorf("%w: %d submissions are in flight", ErrOverloaded, limit)
+	}
+	a.all++
+	a.of[by]++
+	return nil
+}
+
+func (a *admission) leave(by string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all--
+	if a.of[by]--; a.of[by] == 0 {
+		delete(a.of, by)
+	}
+}
+
+// read admits a call that needs no credential; the caller must call done.
+func (l *Log) read() (done func(), err error) {
+	if l.reads.Add(1) > int64(l.cfg.MaxReads) {
+		l.reads.Add(-1)
+		return nil, fmt.Errorf("%w: %d lookups are under way", ErrOverloaded, l.cfg.MaxReads)
+	}
+	if l.testReading != nil {
+		l.testReading()
+	}
+	return func() { l.reads.Add(-1) }, nil
 }
 
 // queue admits e on behalf of a credential and hands it to the sequencer.
@@ -444,24 +501,28 @@ func (l *Log) queue(ctx context.Context, by Token, e *entry.Entry) (*ticket, err
 	if err != nil {
 		return nil, err
 	}
-	if !l.rates.allow(by.ID, by.Rate) {
-		return nil, fmt.Errorf("%w: this token may log %d entries a second", ErrOverloaded, by.Rate)
-	}
-	if l.inFlight.Add(1) > int64(l.cfg.MaxInFlight) {
-		l.inFlight.Add(-1)
-		return nil, ErrOverloaded
-	}
-	if err := l.seq.submit(ctx, sub); err != nil {
-		l.inFlight.Add(-1)
+	if err := l.admission.enter(by.ID, l.cfg.MaxInFlight); err != nil {
 		return nil, err
 	}
-	return &ticket{sub, l}, nil
+	switch { // refused for another reason, it uses up no rate
+	case !l.rates.allow(by.ID, by.Rate):
+		err = fmt.Errorf("%w: this token may log %d entries a second", ErrOverloaded, by.Rate)
+	case !l.rate.Allow():
+		err = fmt.Errorf("%w: the log takes %d entries a second", ErrOverloaded, l.cfg.MaxRate)
+	default:
+		err = l.seq.submit(ctx, sub)
+	}
+	if err != nil {
+		l.admission.leave(by.ID)
+		return nil, err
+	}
+	return &ticket{sub, l, by.ID}, nil
 }
 
 // wait returns the acknowledgement once the entry is covered by a published
 // checkpoint.
 func (t *ticket) wait(ctx context.Context) (*Ack, error) {
-	defer t.log.inFlight.Add(-1)
+	defer t.abandon()
 	select {
 	case <-t.sub.done:
 	case <-t.log.seqDone:

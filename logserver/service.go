@@ -176,16 +176,17 @@ func (s *service) queueOne(ctx context.Context, by Token, e *entry.Entry) (*tick
 	}
 }
 
-// abandon gives up waiting; the entry is logged all the same.
-func (t *ticket) abandon() { t.log.inFlight.Add(-1) }
-
 // GetProof implements pb.LogServer.
 func (s *service) GetProof(ctx context.Context, req *pb.GetProofRequest) (*pb.GetProofResponse, error) {
+	done, err := s.log.read()
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, s.log.cfg.MaxWait)
 	defer cancel()
 	p := s.log.Published()
 	var hits []found
-	var err error
 	var want string
 	switch by := req.By.(type) {
 	case *pb.GetProofRequest_Index:
@@ -232,6 +233,11 @@ func (s *service) GetProof(ctx context.Context, req *pb.GetProofRequest) (*pb.Ge
 
 // Lookup implements pb.LogServer.
 func (s *service) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.LookupResponse, error) {
+	done, err := s.log.read()
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, s.log.cfg.MaxWait)
 	defer cancel()
 	if err := checkLookup(req); err != nil {
@@ -243,7 +249,6 @@ func (s *service) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.Lookup
 	}
 	var from uint64
 	if req.PageToken != "" {
-		var err error
 		if from, err = strconv.ParseUint(req.PageToken, 10, 63); err != nil {
 			return nil, s.fail(&entry.FieldError{Field: "page_token", Reason: "want the next_page_token of the page before"})
 		}

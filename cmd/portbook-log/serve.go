@@ -44,11 +44,16 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	interval := f.Duration("publish-interval", 100*time.Millisecond, "least time between two checkpoints")
 	republish := f.Duration("republish", 10*time.Minute, "have an unchanged tree cosigned anew after this time, so that its freshness can be judged")
 	maxWait := f.Duration("max-wait", 30*time.Second, "longest that one submission waits for its quorum")
-	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry")
+	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry, and one token has at most half of them")
+	maxRate := f.Int("max-rate", 100_000, "most submissions a second, of all tokens: a stream is slowed down, a single call refused with a hint to retry")
+	maxReads := f.Int("max-reads", 64, "most lookups and proofs at once over the API, which need no token; tiles are not counted")
 	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
 	cli.Require(cmd, "policy")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *maxInFlight < 1 || *maxRate < 1 || *maxReads < 1 {
+			return cli.Usagef("--max-in-flight, --max-rate and --max-reads: want 1 or more")
+		}
 		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		if _, err := logserver.ReadIdentity(*dir); err != nil {
 			return cli.Exit(cli.Refused, err)
@@ -89,7 +94,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		// not that a port is taken.
 		log, err := logserver.Open(cmd.Context(), logserver.Config{
 			Dir: *dir, Signer: signer, Policy: p, Logger: logger, AnchorBeside: *beside,
-			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight,
+			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads,
 		})
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
