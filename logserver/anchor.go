@@ -69,12 +69,20 @@ type anchor struct {
 	tried anchorState // what we last tried to make it say; differs from last after a failed write
 }
 
-// createAnchor writes the anchor of a new log, of size 0. It refuses to replace one.
-func createAnchor(path, origin string) error {
+// noAnchorYet refuses a path at which there is an anchor.
+func noAnchorYet(path string) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("the anchor %s exists already: an anchor is never replaced; choose another path, or serve the log it belongs to", path)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("anchor: %w", err)
+	}
+	return nil
+}
+
+// createAnchor writes the anchor of a new log, of size 0. It refuses to replace one.
+func createAnchor(path, origin string) error {
+	if err := noAnchorYet(path); err != nil {
+		return err
 	}
 	if err := writeDurably(path, anchorState{origin: origin, root: c2sp.EmptyRoot}.bytes(), 0o600); err != nil {
 		return fmt.Errorf("anchor: %w", err)
@@ -179,6 +187,11 @@ func writeDurably(path string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
+	return syncDir(dir)
+}
+
+// syncDir makes what was created or renamed in dir durable.
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

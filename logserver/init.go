@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -17,9 +19,10 @@ import (
 
 // The files of a log's directory.
 const (
-	identityFile   = "log.json"   // origin, key and anchor; written last by Init
-	engineDir      = "log"        // Tessera's: tiles, bundles and its state
-	checkpointFile = "checkpoint" // the public one
+	identityFile   = "log.json"            // origin, key and anchor; there once Init is done
+	unfinishedFile = "log.json.unfinished" // the same, until then
+	engineDir      = "log"                 // Tessera's: tiles, bundles and its state
+	checkpointFile = "checkpoint"          // the public one
 	slotsFile      = "slots.db"
 	lookupFile     = "lookup.db"
 	lockFileName   = "lock"
@@ -54,51 +57,203 @@ func ReadIdentity(dir string) (Identity, error) {
 	return id, nil
 }
 
-// Init makes a new log, empty, in a directory that has none: its storage, its
-// anchor, and last the identity file, so that an interrupted Init leaves no log.
-// It does not write the key.
+// Init makes a new log, empty, in a directory that has none. An Init that was
+// interrupted leaves no log: the next one says which files may be removed. It
+// does not write the key; see InitWithKey.
 func Init(ctx context.Context, dir, anchorPath string, key *c2sp.Key) error {
-	anchorPath, err := filepath.Abs(anchorPath)
-	if err != nil {
+	return (&making{dir: dir, anchor: anchorPath, key: key}).run(ctx)
+}
+
+// InitWithKey is Init, and writes the key to KeyFile in dir before anything
+// that needs it.
+func InitWithKey(ctx context.Context, dir, anchorPath string, signer *c2sp.Signer) error {
+	return (&making{dir: dir, anchor: anchorPath, key: signer.Key(), signer: signer}).run(ctx)
+}
+
+// making is a log that is being made. It begins with unfinishedFile, which says
+// what is made, and ends when that file is renamed to identityFile.
+type making struct {
+	dir, anchor string
+	key         *c2sp.Key
+	signer      *c2sp.Signer // nil: the key is kept elsewhere
+
+	testStep func(step string) // called in tests after each step
+}
+
+func (m *making) run(ctx context.Context) (err error) {
+	if m.anchor, err = filepath.Abs(m.anchor); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(m.dir, 0o755); err != nil {
 		return err
 	}
-	lock, err := lockFile(filepath.Join(dir, lockFileName))
+	lock, err := lockFile(filepath.Join(m.dir, lockFileName))
 	if err != nil {
 		return err
 	}
 	defer lock.release()
-	for _, name := range []string{identityFile, engineDir, checkpointFile} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return fmt.Errorf("%s holds a log already (%s exists): a log is made once; choose another directory", dir, name)
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if err := createAnchor(anchorPath, key.Name()); err != nil {
+	if err := m.refuse(); err != nil {
 		return err
 	}
-	if err := initEngine(ctx, filepath.Join(dir, engineDir)); err != nil {
-		return errors.Join(err, os.Remove(anchorPath))
+	if err := noAnchorYet(m.anchor); err != nil { // before anything says that it is ours
+		return err
 	}
-	raw, err := json.MarshalIndent(Identity{Origin: key.Name(), VKey: key.String(), Anchor: anchorPath}, "", "  ")
+	raw, err := json.MarshalIndent(Identity{Origin: m.key.Name(), VKey: m.key.String(), Anchor: m.anchor}, "", "  ")
 	if err != nil {
 		return err
 	}
-	return writeDurably(filepath.Join(dir, identityFile), append(raw, '\n'), 0o644)
+	unfinished, engine, keyFile := filepath.Join(m.dir, unfinishedFile), filepath.Join(m.dir, engineDir), filepath.Join(m.dir, KeyFile)
+	steps := []struct {
+		name string
+		do   func() error
+		undo func() error // removes what do made, and only if do made it
+	}{
+		{"begin", func() error { return writeDurably(unfinished, append(raw, '\n'), 0o644) }, func() error { return os.Remove(unfinished) }},
+		{"key", func() error { return writeKey(keyFile, m.signer) }, func() error { return os.Remove(keyFile) }},
+		{"anchor", func() error { return createAnchor(m.anchor, m.key.Name()) }, func() error { return os.Remove(m.anchor) }},
+		{"directory", func() error { return os.Mkdir(engine, 0o755) }, func() error { return os.RemoveAll(engine) }},
+		{"storage", func() error { return initEngine(ctx, engine) }, func() error { return nil }},
+	}
+	for i, s := range steps {
+		if s.name == "key" && m.signer == nil {
+			continue
+		}
+		if err := s.do(); err != nil {
+			for _, done := range slices.Backward(steps[:i]) {
+				if done.name != "key" || m.signer != nil {
+					err = errors.Join(err, done.undo())
+				}
+			}
+			return err
+		}
+		if m.testStep != nil {
+			m.testStep(s.name)
+		}
+	}
+	// If this fails it may have happened all the same: nothing is undone.
+	if err := os.Rename(unfinished, filepath.Join(m.dir, identityFile)); err != nil {
+		return err
+	}
+	return syncDir(m.dir)
+}
+
+// refuse says why no log can be made in the directory.
+func (m *making) refuse() error {
+	exists := func(names ...string) (string, error) {
+		for _, name := range names {
+			if _, err := os.Lstat(filepath.Join(m.dir, name)); err == nil {
+				return name, nil
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return "", err
+			}
+		}
+		return "", nil
+	}
+	if name, err := exists(identityFile); err != nil {
+		return err
+	} else if name != "" {
+		return fmt.Errorf("%s holds a log already (%s exists): a log is made once; choose another directory", m.dir, name)
+	}
+	// Only a log that was served, or given a token, has these.
+	name, err := exists(checkpointFile, slotsFile, lookupFile, TokensFile)
+	if err != nil {
+		return err
+	}
+	unfinished, err := exists(unfinishedFile)
+	if err != nil {
+		return err
+	}
+	if name == "" && unfinished == "" {
+		have := []string{engineDir}
+		if m.signer != nil {
+			have = append(have, KeyFile)
+		}
+		if name, err = exists(have...); err != nil {
+			return err
+		}
+	}
+	if name == "" && unfinished == "" {
+		return nil
+	}
+	if name == "" {
+		var left []string
+		if left, err = leftovers(m.dir); err == nil {
+			return fmt.Errorf("%s holds no log: making one was interrupted, and nothing was signed; remove these and no others, then try again: %s", m.dir, strings.Join(left, ", "))
+		}
+		return fmt.Errorf("%s has no %s, and %w: remove nothing; restore %s, or choose another directory", m.dir, identityFile, err, identityFile)
+	}
+	return fmt.Errorf("%s holds parts of a log (%s exists) but no %s: remove nothing; restore %s, or choose another directory", m.dir, name, identityFile, identityFile)
+}
+
+// leftovers lists what an interrupted making of a log has left, in the order in
+// which it may be removed: what says that it was interrupted comes last. It
+// fails if any of it may be more than a leftover.
+func leftovers(dir string) (paths []string, err error) {
+	unfinished, engine, keyFile := filepath.Join(dir, unfinishedFile), filepath.Join(dir, engineDir), filepath.Join(dir, KeyFile)
+	var id Identity
+	raw, err := os.ReadFile(unfinished)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(raw, &id); err != nil {
+		return nil, fmt.Errorf("%s cannot be read: %w", unfinished, err)
+	}
+	if _, err := os.Lstat(engine); err == nil {
+		state, err := os.ReadFile(filepath.Join(engine, ".state", "treeState"))
+		var tree struct{ Size *uint64 }
+		if err == nil && (json.Unmarshal(state, &tree) != nil || tree.Size == nil || *tree.Size != 0) {
+			return nil, fmt.Errorf("%s is not that of an empty log", engine)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if _, err := os.Lstat(filepath.Join(engine, "tile")); !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s has entries", engine)
+		}
+		paths = append(paths, engine)
+	}
+	switch a, err := readAnchor(id.Anchor); {
+	case errors.Is(err, errNoAnchor):
+	case err != nil:
+		return nil, fmt.Errorf("the anchor %s cannot be read: %w", id.Anchor, err)
+	case a.origin == id.Origin && a == anchorState{origin: a.origin, root: c2sp.EmptyRoot}:
+		paths = append(paths, id.Anchor)
+	default: // a log has been served with it
+		return nil, fmt.Errorf("the anchor %s is in use by log %q", id.Anchor, a.origin)
+	}
+	// A key is a leftover if it is the one that this log was to have, or was cut short.
+	secret, err := os.ReadFile(keyFile)
+	if err == nil {
+		signer, err := c2sp.ParseSKey(strings.TrimSpace(string(secret)))
+		if len(secret) == 0 || err == nil && signer.Key().String() == id.VKey {
+			paths = append(paths, keyFile)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return append(paths, unfinished), nil
+}
+
+// writeKey creates a key file that only its owner can read. It replaces none,
+// and leaves none half written unless it is interrupted.
+func writeKey(path string, signer *c2sp.Signer) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, signer.SKey())
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 // AnchorIsBeside reports whether an anchor is on the file system of the log's
 // own directory, where a restored backup would bring both back together.
 func AnchorIsBeside(dir, anchorPath string) (bool, error) { return sameFileSystem(dir, anchorPath) }
 
-// initEngine makes an empty Tessera log in dir.
+// initEngine makes an empty Tessera log in dir, which is empty.
 func initEngine(ctx context.Context, dir string) error {
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
 	e, err := newPOSIX(ctx, dir)
 	if err != nil {
 		return err

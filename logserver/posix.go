@@ -79,7 +79,14 @@ func newEngine(ctx context.Context, driver tessera.Driver) (*engine, error) {
 		add:  appender.Add,
 		size: reader.IntegratedSize,
 		// Tessera's own shutdown waits for its own checkpoint, which goes by file
-		// times; what we handed over we have waited for already.
+		// times. We only stop its goroutines, and they may outlive this call, and
+		// our lock, by what they are in the middle of. That harms no engine that
+		// opens the directory then: nothing is being sequenced, since every
+		// future has been waited for; the checkpoint is its own, replaced in one
+		// step, and read by its garbage collection alone, which looks a minute
+		// after opening, when the new engine has long replaced it; and that
+		// collection removes partial tiles and bundles only where the full ones
+		// are. See TestReopenAtOnce.
 		close: func(context.Context) error { cancel(); return nil },
 	}, nil
 }

@@ -6,11 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/portbook/portbook/c2sp"
@@ -49,16 +45,7 @@ history.`,
 		if err != nil {
 			return cli.Usagef("--origin: %w", err)
 		}
-		keyFile := filepath.Join(*dir, logserver.KeyFile)
-		if err := os.MkdirAll(*dir, 0o755); err != nil {
-			return err
-		}
-		// The key first: a log whose key was lost could never be served.
-		if err := writeKey(keyFile, signer); err != nil {
-			return cli.Exit(cli.Refused, err)
-		}
-		if err := logserver.Init(cmd.Context(), *dir, *anchor, signer.Key()); err != nil {
-			os.Remove(keyFile) // it has signed nothing
+		if err := logserver.InitWithKey(cmd.Context(), *dir, *anchor, signer); err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
 		if beside, err := logserver.AnchorIsBeside(*dir, *anchor); err == nil && beside {
@@ -96,24 +83,4 @@ func fingerprint(vkey string) string {
 		groups = append(groups, hex.EncodeToString(sum[i:i+4]))
 	}
 	return strings.Join(groups, " ")
-}
-
-// writeKey creates a key file that only its owner can read.
-func writeKey(path string, signer *c2sp.Signer) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s holds a log, or the beginnings of one (%s exists): a log is made once; choose another directory", filepath.Dir(path), filepath.Base(path))
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintln(f, signer.SKey()); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		f.Close()
-		return err
-	}
-	return f.Close()
 }
