@@ -741,12 +741,59 @@ func TestIndexAnswerLost(t *testing.T) {
 		s.index.Down(true)
 		s.upload("alice", wheel("demo", "1.0"))
 		s.index.Down(false)
-		mu.Lock()
-		later = 25 * time.Hour
-		mu.Unlock()
+		wait := func(d time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			later += d
+		}
+		wait(25 * time.Hour)
+		// A day in which nobody asked is no answer: the first one begins the day.
+		s.eventually("asked", func() bool { p := s.pending(); return len(p) == 1 && strings.Contains(p[0].LastError, "does not list") })
+		wait(25 * time.Hour)
 		s.eventually("nothing pending", func() bool { return len(s.pending()) == 0 })
 		if n := len(s.log.entries(t)); n != 0 {
 			t.Errorf("%d entries", n)
+		}
+	})
+	t.Run("off for a weekend, and the index comes up later", func(t *testing.T) {
+		var mu sync.Mutex
+		var later time.Duration
+		s := newStage(t, func(c *gateway.Config) {
+			c.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Add(later) }
+		})
+		d := wheel("demo", "1.0")
+		s.index.AcceptThenDrop(true)
+		s.upload("alice", d)
+		s.stop()
+		s.index.AcceptThenDrop(false)
+		s.index.Down(true)
+		mu.Lock()
+		later = 60 * time.Hour
+		mu.Unlock()
+		s.start()
+		tries := s.pending()[0].Tries
+		s.eventually("asked in vain", func() bool { p := s.pending(); return len(p) == 1 && p[0].Tries > tries })
+		s.index.Down(false)
+		mu.Lock()
+		later += time.Hour
+		mu.Unlock()
+		s.eventually("listed", func() bool { return s.listed(d) })
+		s.checkProven(d)
+	})
+	t.Run("yes from a login page", func(t *testing.T) {
+		login := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprint(w, "<h1>please log in</h1>")
+		}))
+		defer login.Close()
+		s := newStage(t, func(c *gateway.Config) { c.Upload = parseURL(t, login.URL+"/legacy/") })
+		s.upload("alice", wheel("victim", "2.0"))
+		if n := len(s.log.entries(t)); n != 0 {
+			t.Errorf("%d entries: a name was claimed by an upload that no index took", n)
+		}
+		if p := s.pending(); len(p) != 1 || p[0].State != gateway.Forwarding {
+			t.Errorf("pending: %+v", p)
 		}
 	})
 	t.Run("someone else's file", func(t *testing.T) {

@@ -70,7 +70,7 @@ func (g *Gateway) ask(a attempt) {
 // findOut asks the index what became of an upload whose answer was lost.
 func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 	log := g.log.With("project", a.e.Project, "file", a.e.File, "sha256", a.e.SHA256)
-	has, err := g.index.has(ctx, a.e)
+	has, err := g.index.has(ctx, a.e, g.index.readAuth)
 	now := g.cfg.Now()
 	switch {
 	case err == nil && has == hasIt:
@@ -88,8 +88,10 @@ func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 	case err == nil && has == hasOther:
 		log.Warn("the index has other bytes than the upload whose answer was lost: it did not take them")
 		return g.outbox.drop(ctx, a.id)
-	case now.Sub(a.created) > askFor:
-		log.Warn("giving up on an upload whose answer was lost: the index does not list it", "for", askFor)
+	case err == nil && g.absentFor(a.id, now) > askFor:
+		// Only what the index has answered counts: time in which nobody could ask
+		// it says nothing about the file.
+		log.Warn("giving up on an upload whose answer was lost: the index has not listed it", "for", askFor)
 		return g.outbox.drop(ctx, a.id)
 	}
 	reason := "the index does not list the file"
@@ -97,6 +99,19 @@ func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 		reason = err.Error()
 	}
 	return g.outbox.stillUnknown(ctx, a.id, now.Add(pause(a.tries, 0, maxAsk)), reason)
+}
+
+// absentFor is how long the index has been answering that it does not list an
+// attempt's file, as far as this process has asked.
+func (g *Gateway) absentFor(id int64, now time.Time) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	first, asked := g.absent[id]
+	if !asked {
+		g.absent[id] = now
+		return 0
+	}
+	return now.Sub(first)
 }
 
 // prove starts one try at logging a file, or joins the one in progress. The

@@ -257,6 +257,12 @@ func (g *Gateway) hand(r *http.Request, u *upload) (ans *indexAnswer, seq int64,
 		return ans, 0, nil
 	}
 	g.crashForTest("index-accepted")
+	// A yes is not enough: a login page says 200 too. What the index took, it
+	// shows; what it does not show by now, Run goes on asking for.
+	if !g.shown(ctx, u.e, r.Header.Get("Authorization")) {
+		g.log.Warn("the index said yes to an upload, but does not list it: not logged until it does", "project", u.e.Project, "file", u.e.File)
+		return ans, 0, nil
+	}
 	if err := g.attribute(ctx, r, u.e); err != nil {
 		return nil, 0, recordLater(err)
 	}
@@ -267,6 +273,26 @@ func (g *Gateway) hand(r *http.Request, u *upload) (ans *indexAnswer, seq int64,
 	g.crashForTest("accepted")
 	g.log.Info("the index accepted an upload", "project", u.e.Project, "file", u.e.File, "sha256", u.e.SHA256, "state", state)
 	return ans, seq, nil
+}
+
+// shown asks whether the index lists what it has just said yes to, for as long
+// as a page may lag behind. Where the gateway has no account of its own, it asks
+// with the uploader's.
+func (g *Gateway) shown(ctx context.Context, e *entry.Entry, auth string) bool {
+	if g.index.readAuth != "" {
+		auth = g.index.readAuth
+	}
+	for _, pause := range []time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second} {
+		select {
+		case <-time.After(pause):
+		case <-g.ctx.Done():
+			return false
+		}
+		if has, err := g.index.has(ctx, e, auth); err == nil && has == hasIt {
+			return true
+		}
+	}
+	return false
 }
 
 // recordLater: the index took the file and our disk failed. The attempt is still
@@ -377,6 +403,9 @@ func (g *Gateway) finish(w http.ResponseWriter, r *http.Request, ans *indexAnswe
 				g.log.Warn("the log went out after the index accepted an upload: held off the pages until it is proven", "seq", seq)
 			}
 		}
+	}
+	if seq == 0 && ans.status < 300 {
+		header.Set("Portbook-State", "held")
 	}
 	answerRaw(w, r, ans.status, ans.reason, header, ans.body)
 }

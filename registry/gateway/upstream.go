@@ -146,8 +146,8 @@ const (
 
 // has asks whether the index lists and serves the file of e. A digest on the page
 // that is e's is believed; with none, or another, the bytes decide.
-func (u *upstream) has(ctx context.Context, e *entry.Entry) (having, error) {
-	f, err := u.find(ctx, e.Project, e.File)
+func (u *upstream) has(ctx context.Context, e *entry.Entry, auth string) (having, error) {
+	f, err := u.find(ctx, auth, e.Project, e.File)
 	if err != nil || f == nil {
 		return hasNot, err
 	}
@@ -160,7 +160,7 @@ func (u *upstream) has(ctx context.Context, e *entry.Entry) (having, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	resp, err := u.get(ctx, at, http.Header{"Accept-Encoding": {"identity"}}, u.readAuth)
+	resp, err := u.get(ctx, at, http.Header{"Accept-Encoding": {"identity"}}, auth)
 	if err != nil {
 		return hasNot, err
 	}
@@ -179,8 +179,8 @@ func (u *upstream) has(ctx context.Context, e *entry.Entry) (having, error) {
 }
 
 // find looks a file up on the page of its project; nil if it is not there.
-func (u *upstream) find(ctx context.Context, project, name string) (*pypi.File, error) {
-	page, err := u.project(ctx, u.readAuth, project)
+func (u *upstream) find(ctx context.Context, auth, project, name string) (*pypi.File, error) {
+	page, err := u.project(ctx, auth, project)
 	var status *statusError
 	if errors.As(err, &status) && status.status == http.StatusNotFound {
 		return nil, nil
@@ -200,7 +200,7 @@ func (u *upstream) find(ctx context.Context, project, name string) (*pypi.File, 
 func (u *upstream) listed(ctx context.Context, e *entry.Entry) string {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	f, err := u.find(ctx, e.Project, e.File)
+	f, err := u.find(ctx, u.readAuth, e.Project, e.File)
 	switch {
 	case err != nil || f == nil:
 		return listedNo
