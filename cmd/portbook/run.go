@@ -65,6 +65,11 @@ What is installed already is not looked at.`,
 			if err != nil {
 				return cli.Usage(err)
 			}
+			more, err := pip.CheckEnv(os.Environ())
+			if err != nil {
+				return cli.Usage(err)
+			}
+			local = append(local, more...)
 			if len(local) > 0 && !allowLocal {
 				return cli.Usagef("%s comes from no index and cannot be verified; with --allow-local it is skipped, and counted as such", local[0])
 			}

@@ -358,15 +358,16 @@ func (g *Gateway) forward(ctx context.Context, r *http.Request, u *upload) (*ind
 // attribute says who uploaded, once the index has said yes to them.
 func (g *Gateway) attribute(ctx context.Context, r *http.Request, e *entry.Entry) error {
 	e.Time = g.cfg.Now().UTC().Format(entry.TimeFormat)
-	user, _, basic := r.BasicAuth()
+	user, password, basic := r.BasicAuth()
 	switch {
 	case !basic && r.Header.Get("Authorization") == "":
 		return nil
 	case !basic:
 		e.Auth = "token"
 		return nil
-	case user == "__token__" || user == "":
-		// The account behind a token is known to the index alone.
+	case user == "__token__" || user == "" || password == "" || password == "x-oauth-basic":
+		// The account behind a token is known to the index alone. Some indexes take
+		// the token as the user name: it must not be kept as one.
 		e.Auth = "token"
 		return nil
 	}

@@ -15,7 +15,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // An Error says which part of a command would go around the index.
@@ -223,10 +226,20 @@ func (c *checker) requirement(r string) error {
 		c.local = append(c.local, r)
 	case scheme.MatchString(target), target != r:
 		return c.bad(r, notFromIndex)
-	case strings.ContainsAny(target, `/\`), strings.HasPrefix(target, "."), isArchive(target):
+	case strings.ContainsAny(target, `/\`), strings.HasPrefix(target, "."), isArchive(bare(target)):
 		c.local = append(c.local, r)
 	}
 	return nil
+}
+
+// bare is a path without the marker and the extras that pip takes off it.
+func bare(s string) string {
+	s, _, _ = strings.Cut(s, ";")
+	s = strings.TrimSpace(s)
+	if i := strings.LastIndexByte(s, '['); i > 0 && strings.HasSuffix(s, "]") {
+		s = s[:i]
+	}
+	return strings.TrimSpace(s)
 }
 
 func isArchive(s string) bool {
@@ -278,6 +291,9 @@ func (c *checker) file(name string) error {
 	if strings.ContainsRune(string(b), 0) { // UTF-16, which pip reads
 		return c.bad("-r "+name, "the file is not UTF-8")
 	}
+	if !utf8.Valid(b) {
+		return c.bad("-r "+name, "the file is not UTF-8")
+	}
 	sub := checker{seen: c.seen, lines: true}
 	line, start := "", 0
 	all := strings.Split(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.TrimPrefix(string(b), "\ufeff")), "\n")
@@ -285,9 +301,28 @@ func (c *checker) file(name string) error {
 		if line == "" {
 			start = n + 1
 		}
-		if strings.HasSuffix(text, `\`) && n+1 < len(all) {
-			line += strings.TrimSuffix(text, `\`) + " "
+		// What pip would read in another way than it looks is refused, rather than
+		// read as pip does in one version or another.
+		c.where = fmt.Sprintf("%s:%d", name, n+1)
+		switch {
+		case strings.ContainsFunc(text, unusual):
+			return c.bad(strconv.QuoteToASCII(text), "pip may see another line in it: it has characters other than letters, signs, spaces and tabs")
+		case variable.MatchString(text):
+			return c.bad(text, "pip puts the value of a variable of the environment in it")
+		case n < 2 && coding.MatchString(text) && !utf8Coding.MatchString(text):
+			return c.bad(text, "pip reads the file in that encoding; only UTF-8 is read here")
+		}
+		// pip continues lines first and drops comments then, except that a line
+		// which is a comment is not continued.
+		if strings.HasSuffix(text, `\`) && n+1 < len(all) && !commentLine.MatchString(text) {
+			if comment.MatchString(text) {
+				return c.bad(text, "a comment that is continued on the next line reads as something else to pip")
+			}
+			line += strings.Trim(text, `\`) // as pip does, at both ends
 			continue
+		}
+		if line != "" && commentLine.MatchString(text) {
+			return c.bad(text, "a comment in the middle of a continued line reads as something else to pip")
 		}
 		line += text
 		sub.where = fmt.Sprintf("%s:%d", name, start)
@@ -298,6 +333,18 @@ func (c *checker) file(name string) error {
 	}
 	c.local = append(c.local, sub.local...)
 	return nil
+}
+
+var (
+	variable    = regexp.MustCompile(`\$\{[A-Za-z0-9_]+\}`)
+	coding      = regexp.MustCompile(`^[ \t\f]*#.*coding[:=]`) // PEP 263
+	utf8Coding  = regexp.MustCompile(`(?i)coding[:=][ \t]*utf-?8([^-a-z0-9_.]|$)`)
+	commentLine = regexp.MustCompile(`^\s*#`)
+)
+
+// unusual characters end a line, or are space, to Python but not to everybody.
+func unusual(r rune) bool {
+	return r != '\t' && (unicode.IsControl(r) || unicode.IsSpace(r) && r != ' ' || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Cf, r))
 }
 
 // comment is what pip drops from a line.
@@ -367,6 +414,38 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
+// CheckEnv judges what pip takes from its environment as it does its arguments:
+// settings of the environment that name requirement files, constraints or
+// requirements are read as if they stood on the command line.
+func CheckEnv(environ []string) (local []string, err error) {
+	c := checker{seen: map[string]bool{}}
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		if len(k) <= 4 || !strings.EqualFold(k[:4], "PIP_") {
+			continue
+		}
+		c.where = k
+		switch name := strings.ReplaceAll(strings.ToLower(k[4:]), "_", "-"); {
+		case slices.Contains(named, name):
+			for _, file := range strings.Fields(v) {
+				if err := c.file(file); err != nil {
+					return nil, err
+				}
+			}
+		case slices.Contains(unread, name) && strings.TrimSpace(v) != "":
+			return nil, c.bad(k, "what it names is not read by portbook; unset it")
+		}
+	}
+	return c.local, nil
+}
+
+// named are settings whose value is a list of requirement files; unread are
+// settings whose value brings in requirements in a way that is not read.
+var (
+	named  = []string{"requirement", "requirements", "constraint", "build-constraint"}
+	unread = []string{"editable", "group", "requirements-from-script"}
+)
+
 // dropped are the settings that portbook decides. pip takes any spelling of a
 // variable after PIP_: case, _ and - do not matter.
 var dropped = []string{"index-url", "pypi-url", "extra-index-url", "find-links", "no-index", "proxy", "cache-dir", "no-cache-dir", "isolated", "retries", "process-dependency-links"}
@@ -383,6 +462,7 @@ var dropped = []string{"index-url", "pypi-url", "extra-index-url", "find-links",
 func Env(environ []string, server string) []string {
 	var out []string
 	timeout := false
+	given := map[string]bool{}
 	for _, kv := range environ {
 		k, _, _ := strings.Cut(kv, "=")
 		switch strings.ToUpper(k) {
@@ -394,6 +474,7 @@ func Env(environ []string, server string) []string {
 			if slices.Contains(dropped, name) {
 				continue
 			}
+			given[name] = true
 			timeout = timeout || name == "timeout" || name == "default-timeout"
 		}
 		out = append(out, kv)
@@ -410,6 +491,13 @@ func Env(environ []string, server string) []string {
 	)
 	if !timeout {
 		out = append(out, "PIP_TIMEOUT=60")
+	}
+	// What configuration files add to what is installed was not read by CheckEnv:
+	// it is blanked, where the environment does not say it itself.
+	for _, name := range slices.Concat(named, unread) {
+		if !given[name] {
+			out = append(out, "PIP_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"= ")
+		}
 	}
 	return out
 }

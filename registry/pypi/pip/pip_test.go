@@ -142,3 +142,79 @@ func FuzzRequirementFile(f *testing.F) {
 		}
 	})
 }
+
+// TestWhatPipSeesOtherwise: requirement files that look harmless and are not, to
+// pip. Each of these made pip install what lay in a directory, unverified.
+func TestWhatPipSeesOtherwise(t *testing.T) {
+	for name, content := range map[string]string{
+		"a comment is not continued":        "# c \\\n--find-links /d/evil\nlantern\n",
+		"line separator":                    "# c\u2028--find-links /d/evil\nlantern\n",
+		"next line":                         "# c\u0085--find-links /d/evil\nlantern\n",
+		"form feed":                         "# c\f--find-links /d/evil\nlantern\n",
+		"vertical tab":                      "# c\v--find-links /d/evil\nlantern\n",
+		"unit separator":                    "\x1f--find-links evil\nlantern\n",
+		"file separator":                    "# c\x1c--find-links evil\nlantern\n",
+		"another encoding":                  "# coding: utf-7\n+AC0ALQ-find-links evil\nlantern\n",
+		"an encoding on the second line":    "#\n# -*- coding: latin-1 -*-\nlantern\n",
+		"not UTF-8":                         "# \xff\nlantern\n",
+		"a variable":                        "-${GIT_ALLOW_PROTOCOL}\nlantern\n",
+		"an option in two lines":            "-\\\nf evil\nlantern\n",
+		"an option behind a backslash":      "\\--find-links evil\\\n\nlantern\n",
+		"a comment at the end, continued":   "lantern # c \\\n--find-links evil\n",
+		"a comment within a continued line": "lantern \\\n# c\n--find-links evil\n",
+	} {
+		file := filepath.Join(t.TempDir(), "r.txt")
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if local, err := Check([]string{"install", "-r", file}); err == nil {
+			t.Errorf("%s: passes (local %v)", name, local)
+		}
+	}
+	plain := filepath.Join(t.TempDir(), "r.txt")
+	if err := os.WriteFile(plain, []byte("# coding: utf-8\n# héllo\nlantern==1.0 \\\n    --hash=sha256:00\nother>=2 ; python_version > \"3\"  # why\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if local, err := Check([]string{"install", "-r", plain}); err != nil || len(local) != 0 {
+		t.Errorf("an ordinary file: %v, %v", local, err)
+	}
+}
+
+func TestLocalFilesInDisguise(t *testing.T) {
+	for _, r := range []string{
+		`lantern-9.9-py3-none-any.whl;python_version>"3"`, "lantern-9.9-py3-none-any.whl[foo]", "lantern-9.9-py3-none-any.whl [foo] ; x", "lantern.zip[a,b]",
+	} {
+		if local, err := Check([]string{"install", r}); err != nil || len(local) != 1 {
+			t.Errorf("%s on the command line: local %v, %v", r, local, err)
+		}
+		file := filepath.Join(t.TempDir(), "r.txt")
+		if err := os.WriteFile(file, []byte(r+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if local, err := Check([]string{"install", "-r", file}); err != nil || len(local) != 1 {
+			t.Errorf("%s in a file: local %v, %v", r, local, err)
+		}
+	}
+}
+
+func TestCheckEnv(t *testing.T) {
+	dir := t.TempDir()
+	evil, good := filepath.Join(dir, "c.txt"), filepath.Join(dir, "good.txt")
+	if err := errors.Join(os.WriteFile(evil, []byte("--find-links /d/evil\n"), 0o600), os.WriteFile(good, []byte("lantern==1.0\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range []string{"PIP_CONSTRAINT=" + evil, "pip_requirement=" + evil, "PIP_BUILD_CONSTRAINT=" + good + " " + evil, "PIP_EDITABLE=./x", "PIP_GROUP=dev", "PIP_REQUIREMENTS_FROM_SCRIPT=x.py"} {
+		if _, err := CheckEnv([]string{"HOME=/", kv}); err == nil {
+			t.Errorf("%s passes", kv)
+		}
+	}
+	if local, err := CheckEnv([]string{"PIP_CONSTRAINT=" + good, "PIP_USER=1"}); err != nil || len(local) != 0 {
+		t.Errorf("%v, %v", local, err)
+	}
+	// What a configuration file says of these is blanked, unless the environment
+	// says it, which has been checked.
+	out := Env([]string{"PIP_CONSTRAINT=" + good}, "http://127.0.0.1:1")
+	if !slices.Contains(out, "PIP_CONSTRAINT="+good) || slices.Contains(out, "PIP_CONSTRAINT= ") || !slices.Contains(out, "PIP_REQUIREMENT= ") || !slices.Contains(out, "PIP_EDITABLE= ") {
+		t.Errorf("%q", out)
+	}
+}
