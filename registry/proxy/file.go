@@ -52,12 +52,12 @@ func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request) {
 	file, beside := splitBeside(u)
 	t := p.seen.file(key(file))
 	if t == nil && !p.up.knownHost(file) {
-		p.refuse(w, r, file.String(), &client.Refusal{Code: CodeFileHost, Check: "the file's host",
+		p.refuse(w, r, shown(file), &client.Refusal{Code: CodeFileHost, Check: "the file's host",
 			Detail: fmt.Sprintf("no page of the index has linked to this file on %s since the proxy started", printable(file.Host))})
 		return
 	}
 	if bad := p.seen.wasRefused(key(file), p.cfg.Now()); bad != nil {
-		p.refuse(w, r, file.String(), bad)
+		p.refuse(w, r, shown(file), bad)
 		return
 	}
 	switch beside {
@@ -92,7 +92,7 @@ func (p *Proxy) serveProof(w http.ResponseWriter, r *http.Request, file *url.URL
 	b, err := p.fetchProof(ctx, file, r.Header.Get("Authorization"))
 	switch {
 	case err != nil:
-		p.refuse(w, r, file.String(), err)
+		p.refuse(w, r, shown(file), err)
 	case b == nil:
 		http.NotFound(w, r)
 	default:
@@ -183,7 +183,7 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, file *url.URL, err 
 	if errors.As(err, &st) {
 		err = &client.CannotCheck{Code: CodeIndexAnswer, Reason: st.Error(), Err: err}
 	}
-	p.refuse(w, r, file.String(), err)
+	p.refuse(w, r, shown(file), err)
 }
 
 // proveFile is prove; where the log must be asked and nobody told the digest,
@@ -233,7 +233,7 @@ func (p *Proxy) serveContent(w http.ResponseWriter, r *http.Request, file *url.U
 		}
 	case spool != nil:
 		h.Set("Content-Length", fmt.Sprint(spool.size))
-		p.counts.add(file.String(), Verified, "", "")
+		p.counts.add(shown(file), Verified, "", "")
 		io.Copy(w, spool.f)
 	default:
 		p.stream(w, r, file, t, v)
@@ -288,7 +288,7 @@ func (p *Proxy) stream(w http.ResponseWriter, r *http.Request, file *url.URL, t 
 			return
 		}
 		w.Header().Set("Content-Length", fmt.Sprint(len(first)))
-		p.counts.add(file.String(), Verified, "", "")
+		p.counts.add(shown(file), Verified, "", "")
 		w.Write(first)
 		return
 	}
@@ -323,7 +323,7 @@ func (p *Proxy) stream(w http.ResponseWriter, r *http.Request, file *url.URL, t 
 		p.abort(w, r, file, err)
 		return
 	}
-	p.counts.add(file.String(), Verified, "", "")
+	p.counts.add(shown(file), Verified, "", "")
 	w.Write(kept)
 }
 
@@ -336,11 +336,11 @@ func (p *Proxy) abort(w http.ResponseWriter, r *http.Request, file *url.URL, err
 	case r.Context().Err() != nil:
 	case errors.As(err, &refusal):
 		p.seen.refuse(key(file), refusal, p.cfg.Now())
-		p.counts.add(file.String(), Refused, refusal.Code, refusal.Check+": "+refusal.Detail)
-		p.cfg.Logger.Warn("refused while sending", "file", file.String(), "code", refusal.Code, "detail", refusal.Detail)
+		p.counts.add(shown(file), Refused, refusal.Code, refusal.Check+": "+refusal.Detail)
+		p.cfg.Logger.Warn("refused while sending", "file", shown(file), "code", refusal.Code, "detail", refusal.Detail)
 	case errors.As(err, &cannot):
-		p.counts.add(file.String(), CannotCheck, cannot.Code, cannot.Reason)
-		p.cfg.Logger.Warn("broken off", "file", file.String(), "code", cannot.Code, "reason", cannot.Reason)
+		p.counts.add(shown(file), CannotCheck, cannot.Code, cannot.Reason)
+		p.cfg.Logger.Warn("broken off", "file", shown(file), "code", cannot.Code, "reason", cannot.Reason)
 	}
 	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
 		if tcp, ok := conn.(*net.TCPConn); ok {

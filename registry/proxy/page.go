@@ -154,8 +154,8 @@ func (p *Proxy) badPage(w http.ResponseWriter, r *http.Request, u *url.URL, err 
 	if errors.As(err, &c) {
 		code, detail = c.Code, c.Reason
 	}
-	p.counts.add(u.String(), CannotCheck, code, detail)
-	p.cfg.Logger.Warn("cannot check", "page", u.String(), "code", code, "reason", err.Error())
+	p.counts.add(shown(u), CannotCheck, code, detail)
+	p.cfg.Logger.Warn("cannot check", "page", shown(u), "code", code, "reason", err.Error())
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, "PORTBOOK CANNOT CHECK ("+code+"): "+detail, http.StatusBadGateway)
 }

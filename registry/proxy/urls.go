@@ -75,3 +75,11 @@ func origin(u *url.URL) string {
 // key identifies a file URL whatever the spelling of its escapes: clients
 // write %2b as %2B and %7E as ~.
 func key(u *url.URL) string { return origin(u) + u.Path + "?" + u.RawQuery }
+
+// shown is a URL as people and reports get to see it: without user info, and
+// without the query, which on some indexes is a signature that opens the file.
+func shown(u *url.URL) string {
+	c := *u
+	c.User, c.RawQuery, c.ForceQuery, c.Fragment = nil, "", false, ""
+	return c.String()
+}

@@ -125,3 +125,13 @@ func TestSeenIsBounded(t *testing.T) {
 		t.Error("refusals are not bounded")
 	}
 }
+
+func TestShown(t *testing.T) {
+	u, err := url.Parse("https://user:secret@files.example/a/x-1.0.whl?X-Amz-Signature=S3CRET#sha256=00")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := shown(u); got != "https://files.example/a/x-1.0.whl" {
+		t.Error(got)
+	}
+}
