@@ -83,6 +83,11 @@ func TestHostileLog(t *testing.T) {
 					if took := time.Since(s.lied); took > patience {
 						t.Errorf("took %s", took)
 					}
+					if raced {
+						// So slowed down, a bound on time may be met before one on size:
+						// the log cannot be read either way.
+						got, want = strings.ReplaceAll(got, "PB302", "PB301"), strings.ReplaceAll(want, "PB302", "PB301")
+					}
 					if got != want {
 						t.Errorf("got  %s\nwant %s", got, want)
 					}

@@ -2,4 +2,7 @@
 
 package evillog_test
 
-const raced = false
+const (
+	raced  = false
+	slower = 1
+)

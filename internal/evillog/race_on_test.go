@@ -2,5 +2,8 @@
 
 package evillog_test
 
-// The race detector keeps memory of its own beside all that is allocated.
-const raced = true
+// The race detector makes everything several times slower.
+const (
+	raced  = true
+	slower = 3
+)

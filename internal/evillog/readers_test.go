@@ -32,7 +32,7 @@ import (
 )
 
 // patience is how long a cell may take.
-const patience = 10 * time.Second
+const patience = slower * 10 * time.Second
 
 // readState is a client that remembers, and looks at the log's newest checkpoint.
 //
