@@ -8,17 +8,12 @@
 package pip
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 )
 
 // An Error says which part of a command would go around the index.
@@ -89,33 +84,51 @@ var shortForbidden = map[byte]string{'i': "--index-url", 'f': "--find-links"}
 // valued are the long options that take a value which is no requirement.
 var valued = []string{"--abi", "--build-option", "--cert", "--client-cert", "--config-settings", "--exists-action", "--global-option",
 	"--implementation", "--install-option", "--keyring-provider", "--log", "--log-file", "--local-log", "--no-binary", "--only-binary", "--platform", "--prefix",
-	"--progress-bar", "--python", "--python-version", "--report", "--retries", "--root", "--root-user-action", "--src", "--source", "--source-dir", "--source-directory",
+	"--progress-bar", "--python", "--python-version", "--retries", "--root", "--root-user-action", "--src", "--source", "--source-dir", "--source-directory",
 	"--timeout", "--default-timeout", "--trusted-host", "--upgrade-strategy", "--use-deprecated", "--use-feature", "--target", "--dest", "--download", "--wheel-dir", "--output",
-	"--build", "--build-dir", "--build-directory", "--skip-requirements-regex", "--group", "--uploaded-prior-to", "--path", "--exclude", "--all-releases", "--only-final"}
+	"--build", "--build-dir", "--build-directory", "--skip-requirements-regex", "--uploaded-prior-to", "--path", "--exclude", "--all-releases", "--only-final"}
 
 const shortValued = "dtwCbo"
 
-// Check reads pip's arguments and the requirement files they name. Local paths
-// are returned; whatever else does not come from the index is an [*Error].
-func Check(args []string) (local []string, err error) {
+// A Command is one pip command whose arguments lead to the index only.
+type Command struct {
+	Name   string   // "install"; "" if there is none
+	At     int      // where Name stands in the arguments
+	Local  []string // paths that come from no index, as given
+	Report string   // what --report says, "" if not given
+}
+
+// Read reads pip's arguments and the requirement files they name. What comes
+// neither from the index nor from a local path is an [*Error].
+func Read(args []string) (*Command, error) {
 	c := checker{seen: map[string]bool{}}
 	if err := c.args(args); err != nil {
 		return nil, err
 	}
-	return c.local, nil
+	c.command.Local = c.local
+	return &c.command, nil
+}
+
+// Check is Read for who needs the local paths only.
+func Check(args []string) (local []string, err error) {
+	c, err := Read(args)
+	if err != nil {
+		return nil, err
+	}
+	return c.Local, nil
 }
 
 type checker struct {
-	local []string
-	seen  map[string]bool // requirement files
-	where string
-	lines bool // reading a requirement file
+	command Command
+	local   []string
+	seen    map[string]bool // requirement files
+	where   string          // "file:line"
+	file    string          // the requirement file being read
 }
 
 func (c *checker) bad(what, reason string) error { return &Error{what, c.where, reason} }
 
 func (c *checker) args(args []string) error {
-	command := "" // the subcommand is the first that is no option
 	for i := 0; i < len(args); i++ {
 		a := args[i]
 		value := func(joined string, has bool) string { // of an option
@@ -130,7 +143,9 @@ func (c *checker) args(args []string) error {
 		switch {
 		case a == "--":
 			for _, r := range args[i+1:] {
-				if err := c.requirement(r); err != nil {
+				if c.command.Name == "" { // the subcommand is the first that is no option
+					c.command.Name = r
+				} else if err := c.requirement(r); err != nil {
 					return err
 				}
 			}
@@ -143,14 +158,18 @@ func (c *checker) args(args []string) error {
 				}
 			}
 			switch {
-			case abbreviates(name, "--requirement"), abbreviates(name, "--constraint"), abbreviates(name, "--requirements-from-script"):
-				if err := c.file(value(joined, has)); err != nil {
+			case abbreviates(name, "--group"), abbreviates(name, "--requirements-from-script") && len(name) > len("--requirement"):
+				return c.bad(a, notRead)
+			case abbreviates(name, "--requirement"), abbreviates(name, "--constraint"), abbreviates(name, "--build-constraint"):
+				if err := c.read(value(joined, has)); err != nil {
 					return err
 				}
 			case abbreviates(name, "--editable"):
-				if err := c.requirement(value(joined, has)); err != nil {
+				if err := c.editable(value(joined, has)); err != nil {
 					return err
 				}
+			case len(name) > 4 && abbreviates(name, "--report"):
+				c.command.Report = value(joined, has)
 			case slices.ContainsFunc(valued, func(v string) bool { return v == name }),
 				!slices.Contains(flags, name) && slices.ContainsFunc(valued, func(v string) bool { return abbreviates(name, v) }):
 				value(joined, has)
@@ -159,9 +178,9 @@ func (c *checker) args(args []string) error {
 			if err := c.short(a, value); err != nil {
 				return err
 			}
-		case command == "" && !c.lines:
-			command = a
-		case c.lines || takesRequirements(command):
+		case c.command.Name == "":
+			c.command.Name, c.command.At = a, i
+		case takesRequirements(c.command.Name):
 			if err := c.requirement(a); err != nil {
 				return err
 			}
@@ -179,9 +198,9 @@ func (c *checker) short(a string, value func(string, bool) string) error {
 		}
 		switch {
 		case o == 'r' || o == 'c':
-			return c.file(value(rest, rest != ""))
+			return c.read(value(rest, rest != ""))
 		case o == 'e':
-			return c.requirement(value(rest, rest != ""))
+			return c.editable(value(rest, rest != ""))
 		case strings.IndexByte(shortValued, o) >= 0:
 			value(rest, rest != "")
 			return nil
@@ -194,14 +213,15 @@ func (c *checker) short(a string, value func(string, bool) string) error {
 var flags = []string{"--pre", "--upgrade"}
 
 // abbreviates tells whether optparse takes name for the option long.
-func abbreviates(name, long string) bool { return len(name) > 3 && strings.HasPrefix(long, name) }
+func abbreviates(name, long string) bool { return len(name) > 2 && strings.HasPrefix(long, name) }
 
+// takesRequirements is true for commands that are not known, too.
 func takesRequirements(command string) bool {
 	switch command {
-	case "install", "download", "wheel", "lock":
-		return true
+	case "cache", "check", "completion", "config", "debug", "freeze", "hash", "help", "index", "inspect", "list", "search", "show", "uninstall":
+		return false
 	}
-	return false
+	return true
 }
 
 var (
@@ -210,11 +230,16 @@ var (
 	direct = regexp.MustCompile(`^\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\])?\s*@\s*(.*)$`)
 )
 
+const notRead = "portbook does not read what it names; write the requirements into a requirement file"
+
 const notFromIndex = "is not from the index, so nothing shows that others get the same; install it by itself, without portbook run"
 
 // requirement judges one requirement: from the index, local, or from
 // elsewhere.
 func (c *checker) requirement(r string) error {
+	if strings.ContainsFunc(r, unusual) {
+		return c.bad(strconv.QuoteToASCII(r), unusualReason)
+	}
 	r = strings.TrimSpace(r)
 	target := r
 	if m := direct.FindStringSubmatch(r); m != nil {
@@ -227,6 +252,24 @@ func (c *checker) requirement(r string) error {
 	case scheme.MatchString(target), target != r:
 		return c.bad(r, notFromIndex)
 	case strings.ContainsAny(target, `/\`), strings.HasPrefix(target, "."), isArchive(bare(target)):
+		c.local = append(c.local, r)
+	}
+	return nil
+}
+
+// vcs are the addresses of version control that pip takes without a slash, too.
+var vcs = regexp.MustCompile(`^(?i)(git|hg|svn|bzr|ssh)[+:]`)
+
+// editable judges a requirement after -e: whatever is no URL is a directory.
+func (c *checker) editable(r string) error {
+	if vcs.MatchString(strings.TrimSpace(r)) {
+		return c.bad(r, notFromIndex)
+	}
+	n := len(c.local)
+	if err := c.requirement(r); err != nil {
+		return err
+	}
+	if len(c.local) == n && strings.TrimSpace(r) != "" {
 		c.local = append(c.local, r)
 	}
 	return nil
@@ -252,202 +295,71 @@ func isArchive(s string) bool {
 	return false
 }
 
-const maxRequirements = 16 << 20
-
-// file reads a requirement or constraint file. One that cannot be read is left
-// for pip to complain about.
-func (c *checker) file(name string) error {
-	switch {
-	case name == "":
-		return nil
-	case strings.HasPrefix(strings.ToLower(name), "file:"), scheme.MatchString(name):
-		return c.bad("-r "+name, "a requirement file is read from disk only")
-	case strings.HasPrefix(name, "/dev/"), name == "-":
-		return c.bad("-r "+name, "a requirement file must be one that can be read twice")
+// setting is the option that a variable of the environment sets, "" if none.
+// pip takes any spelling after PIP_: case, _ and - and leading ones do not
+// matter.
+func setting(variable string) string {
+	if len(variable) <= 4 || !strings.EqualFold(variable[:4], "PIP_") {
+		return ""
 	}
-	if c.lines && !filepath.IsAbs(name) { // relative to the file that names it
-		file, _, _ := cutLast(c.where, ":")
-		name = filepath.Join(filepath.Dir(file), name)
-	}
-	if c.seen[name] {
-		return nil
-	}
-	c.seen[name] = true
-	f, err := os.Open(name)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return c.bad("-r "+name, "a requirement file must be one that can be read twice")
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxRequirements+1))
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	if len(b) > maxRequirements {
-		return c.bad("-r "+name, "the file is too large")
-	}
-	if strings.ContainsRune(string(b), 0) { // UTF-16, which pip reads
-		return c.bad("-r "+name, "the file is not UTF-8")
-	}
-	if !utf8.Valid(b) {
-		return c.bad("-r "+name, "the file is not UTF-8")
-	}
-	sub := checker{seen: c.seen, lines: true}
-	line, start := "", 0
-	all := strings.Split(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.TrimPrefix(string(b), "\ufeff")), "\n")
-	for n, text := range all {
-		if line == "" {
-			start = n + 1
-		}
-		// What pip would read in another way than it looks is refused, rather than
-		// read as pip does in one version or another.
-		c.where = fmt.Sprintf("%s:%d", name, n+1)
-		switch {
-		case strings.ContainsFunc(text, unusual):
-			return c.bad(strconv.QuoteToASCII(text), "pip may see another line in it: it has characters other than letters, signs, spaces and tabs")
-		case variable.MatchString(text):
-			return c.bad(text, "pip puts the value of a variable of the environment in it")
-		case n < 2 && coding.MatchString(text) && !utf8Coding.MatchString(text):
-			return c.bad(text, "pip reads the file in that encoding; only UTF-8 is read here")
-		}
-		// pip continues lines first and drops comments then, except that a line
-		// which is a comment is not continued.
-		if strings.HasSuffix(text, `\`) && n+1 < len(all) && !commentLine.MatchString(text) {
-			if comment.MatchString(text) {
-				return c.bad(text, "a comment that is continued on the next line reads as something else to pip")
-			}
-			line += strings.Trim(text, `\`) // as pip does, at both ends
-			continue
-		}
-		if line != "" && commentLine.MatchString(text) {
-			return c.bad(text, "a comment in the middle of a continued line reads as something else to pip")
-		}
-		line += text
-		sub.where = fmt.Sprintf("%s:%d", name, start)
-		if err := sub.line(line); err != nil {
-			return err
-		}
-		line = ""
-	}
-	c.local = append(c.local, sub.local...)
-	return nil
-}
-
-var (
-	variable    = regexp.MustCompile(`\$\{[A-Za-z0-9_]+\}`)
-	coding      = regexp.MustCompile(`^[ \t\f]*#.*coding[:=]`) // PEP 263
-	utf8Coding  = regexp.MustCompile(`(?i)coding[:=][ \t]*utf-?8([^-a-z0-9_.]|$)`)
-	commentLine = regexp.MustCompile(`^\s*#`)
-)
-
-// unusual characters end a line, or are space, to Python but not to everybody.
-func unusual(r rune) bool {
-	return r != '\t' && (unicode.IsControl(r) || unicode.IsSpace(r) && r != ' ' || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Cf, r))
-}
-
-// comment is what pip drops from a line.
-var comment = regexp.MustCompile(`(^|\s+)#.*$`)
-
-func (c *checker) line(s string) error {
-	s = strings.TrimSpace(comment.ReplaceAllString(s, ""))
-	if s == "" {
-		return nil
-	}
-	if strings.HasPrefix(s, "-") {
-		args, err := splitQuoted(s)
-		if err != nil {
-			return c.bad(s, err.Error())
-		}
-		return c.args(args)
-	}
-	// A requirement may end in options of its own: --hash, --config-settings.
-	if i := strings.Index(s, " --"); i >= 0 {
-		s = s[:i]
-	}
-	s, _, _ = strings.Cut(s, ";")
-	return c.requirement(strings.Trim(s, `"' `))
-}
-
-// splitQuoted splits as a shell does, without expansions.
-func splitQuoted(s string) (out []string, err error) {
-	var word strings.Builder
-	in, quote := false, byte(0)
-	for i := 0; i < len(s); i++ {
-		ch := s[i]
-		switch {
-		case ch == '\\' && quote != '\'' && i+1 < len(s):
-			i++
-			word.WriteByte(s[i])
-			in = true
-		case quote != 0 && ch == quote:
-			quote = 0
-		case quote != 0:
-			word.WriteByte(ch)
-		case ch == '"' || ch == '\'':
-			quote, in = ch, true
-		case ch == ' ' || ch == '\t':
-			if in {
-				out = append(out, word.String())
-				word.Reset()
-				in = false
-			}
-		default:
-			word.WriteByte(ch)
-			in = true
-		}
-	}
-	if quote != 0 {
-		return nil, errors.New("a quotation mark is not closed")
-	}
-	if in {
-		out = append(out, word.String())
-	}
-	return out, nil
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
+	return strings.TrimLeft(strings.ReplaceAll(strings.ToLower(variable[4:]), "_", "-"), "-")
 }
 
 // CheckEnv judges what pip takes from its environment as it does its arguments:
-// settings of the environment that name requirement files, constraints or
-// requirements are read as if they stood on the command line.
+// variables that name requirement files and constraints are read as if they
+// stood on the command line.
 func CheckEnv(environ []string) (local []string, err error) {
 	c := checker{seen: map[string]bool{}}
 	for _, kv := range environ {
 		k, v, _ := strings.Cut(kv, "=")
-		if len(k) <= 4 || !strings.EqualFold(k[:4], "PIP_") {
-			continue
-		}
-		c.where = k
-		switch name := strings.ReplaceAll(strings.ToLower(k[4:]), "_", "-"); {
+		name := setting(k)
+		switch {
 		case slices.Contains(named, name):
 			for _, file := range strings.Fields(v) {
-				if err := c.file(file); err != nil {
-					return nil, err
+				if err := c.read(file); err != nil {
+					return nil, fmt.Errorf("%s: %w", k, err)
 				}
 			}
 		case slices.Contains(unread, name) && strings.TrimSpace(v) != "":
-			return nil, c.bad(k, "what it names is not read by portbook; unset it")
+			return nil, c.bad(k, notRead+", and unset "+k)
 		}
 	}
 	return c.local, nil
 }
 
+// CheckConfig judges what "pip config list" prints. Most of what leads
+// elsewhere is overridden by [Env]; groups cannot be: pip adds them up.
+func CheckConfig(list string) error {
+	for line := range strings.Lines(list) {
+		key, value, ok := strings.Cut(line, "=")
+		section, name, _ := strings.Cut(key, ".")
+		if ok && section != ":env:" && strings.TrimLeft(name, "-_") == "group" && strings.Trim(value, " \t\r\n'\"") != "" {
+			return &Error{key, "pip's configuration", notRead}
+		}
+	}
+	return nil
+}
+
 // named are settings whose value is a list of requirement files; unread are
 // settings whose value brings in requirements in a way that is not read.
 var (
-	named  = []string{"requirement", "requirements", "constraint", "build-constraint"}
+	named  = []string{"requirement", "constraint", "build-constraint"}
 	unread = []string{"editable", "group", "requirements-from-script"}
 )
 
-// dropped are the settings that portbook decides. pip takes any spelling of a
-// variable after PIP_: case, _ and - do not matter.
+// Version returns the pip version that "pip --version" printed, {23, 2}; zeros
+// if it cannot be told.
+func Version(printed string) (v [2]int) {
+	if m := versionLine.FindStringSubmatch(printed); m != nil {
+		v[0], _ = strconv.Atoi(m[1])
+		v[1], _ = strconv.Atoi(m[2])
+	}
+	return v
+}
+
+var versionLine = regexp.MustCompile(`(?m)^pip ([0-9]+)\.([0-9]+)`)
+
+// dropped are the settings that portbook decides.
 var dropped = []string{"index-url", "pypi-url", "extra-index-url", "find-links", "no-index", "proxy", "cache-dir", "no-cache-dir", "isolated", "retries", "process-dependency-links"}
 
 // Env returns environ changed so that pip asks server ("http://127.0.0.1:1234")
@@ -469,8 +381,7 @@ func Env(environ []string, server string) []string {
 		case "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "GIT_ALLOW_PROTOCOL":
 			continue // pip before 23.0 obeys these over its own setting
 		}
-		if len(k) > 4 && strings.EqualFold(k[:4], "PIP_") {
-			name := strings.ReplaceAll(strings.ToLower(k[4:]), "_", "-")
+		if name := setting(k); name != "" {
 			if slices.Contains(dropped, name) {
 				continue
 			}
@@ -493,9 +404,10 @@ func Env(environ []string, server string) []string {
 		out = append(out, "PIP_TIMEOUT=60")
 	}
 	// What configuration files add to what is installed was not read by CheckEnv:
-	// it is blanked, where the environment does not say it itself.
+	// it is blanked, where the environment does not say it itself. A blank group
+	// is an error to pip; see CheckConfig.
 	for _, name := range slices.Concat(named, unread) {
-		if !given[name] {
+		if !given[name] && name != "group" {
 			out = append(out, "PIP_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"= ")
 		}
 	}

@@ -143,26 +143,36 @@ func FuzzRequirementFile(f *testing.F) {
 	})
 }
 
-// TestWhatPipSeesOtherwise: requirement files that look harmless and are not, to
-// pip. Each of these made pip install what lay in a directory, unverified.
+// disguised requirement files look harmless and are not, to pip: most of them
+// made it install what lay in a directory, unverified.
+var disguised = map[string]string{
+	"a comment is not continued":            "# c \\\n--find-links /d/evil\nlantern\n",
+	"line separator":                        "# c\u2028--find-links /d/evil\nlantern\n",
+	"next line":                             "# c\u0085--find-links /d/evil\nlantern\n",
+	"form feed":                             "# c\f--find-links /d/evil\nlantern\n",
+	"vertical tab":                          "# c\v--find-links /d/evil\nlantern\n",
+	"unit separator":                        "\x1f--find-links evil\nlantern\n",
+	"file separator":                        "# c\x1c--find-links evil\nlantern\n",
+	"another encoding":                      "# coding: utf-7\n+AC0ALQ-find-links evil\nlantern\n",
+	"an encoding on the second line":        "#\n# -*- coding: latin-1 -*-\nlantern\n",
+	"not UTF-8":                             "# \xff\nlantern\n",
+	"a variable":                            "-${GIT_ALLOW_PROTOCOL}\nlantern\n",
+	"an option in two lines":                "-\\\nf evil\nlantern\n",
+	"an option behind a backslash":          "\\--find-links evil\\\n\nlantern\n",
+	"a comment at the end, continued":       "lantern # c \\\n--find-links evil\n",
+	"a comment within a continued line":     "lantern \\\n# c\n--find-links evil\n",
+	"a variable in two lines":               "-${GIT_ALLOW_\\\nPROTOCOL}\nlantern\n",
+	"an encoding after carriage returns":    "#\r#\n# coding: utf-7\n+AC0ALQ-find-links evil\nlantern\n",
+	"an encoding after a carriage return":   "#\r coding: utf-7\n+AC0ALQ-find-links evil\nlantern\n",
+	"two encodings":                         "# coding: utf-7 coding: utf-8\n+AC0ALQ-find-links evil\nlantern\n",
+	"a part of a character":                 "# \u0385--find-links evil\nlantern\n",
+	"an abbreviation in one of the parsers": "--c links.txt\nlantern\n",
+	"a backslash at the end of the file":    "\\--find-links evil\\",
+}
+
+// TestWhatPipSeesOtherwise: none of them passes.
 func TestWhatPipSeesOtherwise(t *testing.T) {
-	for name, content := range map[string]string{
-		"a comment is not continued":        "# c \\\n--find-links /d/evil\nlantern\n",
-		"line separator":                    "# c\u2028--find-links /d/evil\nlantern\n",
-		"next line":                         "# c\u0085--find-links /d/evil\nlantern\n",
-		"form feed":                         "# c\f--find-links /d/evil\nlantern\n",
-		"vertical tab":                      "# c\v--find-links /d/evil\nlantern\n",
-		"unit separator":                    "\x1f--find-links evil\nlantern\n",
-		"file separator":                    "# c\x1c--find-links evil\nlantern\n",
-		"another encoding":                  "# coding: utf-7\n+AC0ALQ-find-links evil\nlantern\n",
-		"an encoding on the second line":    "#\n# -*- coding: latin-1 -*-\nlantern\n",
-		"not UTF-8":                         "# \xff\nlantern\n",
-		"a variable":                        "-${GIT_ALLOW_PROTOCOL}\nlantern\n",
-		"an option in two lines":            "-\\\nf evil\nlantern\n",
-		"an option behind a backslash":      "\\--find-links evil\\\n\nlantern\n",
-		"a comment at the end, continued":   "lantern # c \\\n--find-links evil\n",
-		"a comment within a continued line": "lantern \\\n# c\n--find-links evil\n",
-	} {
+	for name, content := range disguised {
 		file := filepath.Join(t.TempDir(), "r.txt")
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -216,5 +226,50 @@ func TestCheckEnv(t *testing.T) {
 	out := Env([]string{"PIP_CONSTRAINT=" + good}, "http://127.0.0.1:1")
 	if !slices.Contains(out, "PIP_CONSTRAINT="+good) || slices.Contains(out, "PIP_CONSTRAINT= ") || !slices.Contains(out, "PIP_REQUIREMENT= ") || !slices.Contains(out, "PIP_EDITABLE= ") {
 		t.Errorf("%q", out)
+	}
+}
+
+// TestLocalInOtherWords: what pip takes from the disk although it has no slash.
+func TestLocalInOtherWords(t *testing.T) {
+	for _, text := range []string{"-e evil", "-eevil", "--editable=evil", "lantern-9.9-py3-none-any.whl -C a=b", "lantern-9.9-py3-none-any.whl -i x", "lantern@file:evil.whl"} {
+		file := filepath.Join(t.TempDir(), "r.txt")
+		if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if local, err := Check([]string{"install", "-r", file}); err != nil || len(local) != 1 {
+			t.Errorf("%s in a file: local %v, %v", text, local, err)
+		}
+	}
+	if local, err := Check([]string{"install", "-e", "evil"}); err != nil || len(local) != 1 {
+		t.Errorf("local %v, %v", local, err)
+	}
+	for _, bad := range [][]string{{"install", "--group", "dev"}, {"install", "--gro=dev"}, {"install", "--requirements-from-script", "x.py"}, {"install", "lantern.whl\x1f"},
+		{"install", "-e", "git:x#egg=x"}, {"--newer-option", "x", "install", "https://e/x.whl"}} {
+		if _, err := Check(bad); err == nil {
+			t.Errorf("%q passes", bad)
+		}
+	}
+}
+
+func TestReadCommand(t *testing.T) {
+	c, err := Read([]string{"-q", "--log", "l", "install", "--report=x", "lantern"})
+	if err != nil || c.Name != "install" || c.At != 3 || c.Report != "x" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if v := Version("WARNING: x\npip 23.2.1 from /x (python 3.11)\n"); v != [2]int{23, 2} {
+		t.Error(v)
+	}
+	if v := Version("?"); v != [2]int{} {
+		t.Error(v)
+	}
+	for list, ok := range map[string]bool{"": true, "global.timeout='5'\n": true, "install.group='dev'\n": false, "global.group='x'\n": false, ":env:.group=' '\n": true, "install.group=' '\n": true} {
+		if err := CheckConfig(list); (err == nil) != ok {
+			t.Errorf("%q: %v", list, err)
+		}
+	}
+	for _, kv := range Env(nil, "http://h") {
+		if strings.HasPrefix(kv, "PIP_GROUP=") {
+			t.Error("a blank group is an error to pip 25.1 and later")
+		}
 	}
 }
