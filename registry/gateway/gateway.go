@@ -124,7 +124,7 @@ type Gateway struct {
 	mu       sync.Mutex
 	flying   map[int64]chan struct{} // files being submitted, by seq
 	live     map[int64]bool          // attempts that someone is working on
-	absent   map[int64]time.Time     // when the index first said that it does not list an attempt's file
+	absent   map[int64]absence       // by attempt
 	logError time.Time               // when the log last failed us; zero if it works
 
 	// crashForTest is called with the name of each point at which a process may
@@ -144,7 +144,7 @@ func New(ctx context.Context, cfg Config) (*Gateway, error) {
 	g := &Gateway{
 		cfg: cfg, outbox: o, spool: filepath.Join(cfg.Dir, "spool"), index: newUpstream(cfg), log: cfg.Logger,
 		slots: make(chan struct{}, cfg.MaxUploads), tries: make(chan struct{}, 64), asking: make(chan struct{}, 4),
-		flying: map[int64]chan struct{}{}, live: map[int64]bool{}, absent: map[int64]time.Time{},
+		flying: map[int64]chan struct{}{}, live: map[int64]bool{}, absent: map[int64]absence{},
 		crashForTest: func(string) {},
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())

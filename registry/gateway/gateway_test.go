@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/client"
+	"github.com/portbook/portbook/client/submit"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/internal/world"
 	"github.com/portbook/portbook/registry/gateway"
@@ -746,10 +747,15 @@ func TestIndexAnswerLost(t *testing.T) {
 			defer mu.Unlock()
 			later += d
 		}
-		wait(25 * time.Hour)
-		// A day in which nobody asked is no answer: the first one begins the day.
-		s.eventually("asked", func() bool { p := s.pending(); return len(p) == 1 && strings.Contains(p[0].LastError, "does not list") })
-		wait(25 * time.Hour)
+		// However long nobody asked, one answer is one answer: the fifth, a quarter
+		// of a day after the one before, completes the day.
+		for n := range 4 {
+			s.eventually("asked", func() bool {
+				p := s.pending()
+				return len(p) == 1 && p[0].Tries > n && strings.Contains(p[0].LastError, "does not list")
+			})
+			wait(100 * time.Hour)
+		}
 		s.eventually("nothing pending", func() bool { return len(s.pending()) == 0 })
 		if n := len(s.log.entries(t)); n != 0 {
 			t.Errorf("%d entries", n)
@@ -788,7 +794,11 @@ func TestIndexAnswerLost(t *testing.T) {
 		}))
 		defer login.Close()
 		s := newStage(t, func(c *gateway.Config) { c.Upload = parseURL(t, login.URL+"/legacy/") })
-		s.upload("alice", wheel("victim", "2.0"))
+		d := wheel("victim", "2.0")
+		if code, reason, _ := s.upload("", d); code != 502 || !strings.Contains(reason, "is a login in front of it?") {
+			t.Errorf("uploader hears %s", reason)
+		}
+		s.checkWithheld(d)
 		if n := len(s.log.entries(t)); n != 0 {
 			t.Errorf("%d entries: a name was claimed by an upload that no index took", n)
 		}
@@ -1106,5 +1116,203 @@ func TestRace(t *testing.T) {
 			}
 			s.checkProven(d)
 		}
+	}
+}
+
+// TestYesThatTellsNothing: a 2xx is logged when the index lists the bytes, and not
+// before; pages that lag are waited for, and who already has the bytes on the page
+// learns nothing from a yes.
+func TestYesThatTellsNothing(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var lag time.Duration // of the pages, after an upload
+	var shown time.Time
+	deaf := false // says yes to uploads and does nothing
+	s := newStage(t)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		isDeaf, late := deaf, time.Now().Before(shown)
+		if r.Method == http.MethodPost {
+			shown = time.Now().Add(lag)
+		}
+		mu.Unlock()
+		switch {
+		case isDeaf && r.Method == http.MethodPost:
+			io.Copy(io.Discard, r.Body)
+			w.Write([]byte("ok"))
+		case late && strings.HasPrefix(r.URL.Path, "/simple/"):
+			http.NotFound(w, r)
+		default:
+			s.index.ServeHTTP(w, r)
+		}
+	}))
+	defer front.Close()
+	set := func(l time.Duration, d bool) { mu.Lock(); defer mu.Unlock(); lag, deaf = l, d }
+	s.stop()
+	s.cfg.Index, s.cfg.Upload = parseURL(t, front.URL+"/simple/"), parseURL(t, front.URL+"/legacy/")
+	s.start()
+
+	set(300*time.Millisecond, false)
+	d := wheel("demo", "1.0")
+	s.mustUpload("alice", d)
+	if e := s.checkProven(d).Entry; e.Uploader == "" {
+		t.Errorf("a page that lags a little: %+v", e)
+	}
+	set(3*time.Second, false)
+	d = wheel("demo", "2.0")
+	if code, reason, state := s.upload("alice", d); code != 200 || state != "held" || len(s.log.entries(t)) != 1 {
+		t.Errorf("a page that lags: %s, state %q", reason, state)
+	}
+	s.eventually("listed", func() bool { return s.listed(d) })
+	s.checkProven(d)
+
+	set(0, true)
+	d = wheel("victim", "2.0")
+	if code, reason, state := s.upload("", d); code != 200 || state != "held" {
+		t.Errorf("an upload that nobody took: %s, state %q", reason, state)
+	}
+	s.checkWithheld(d)
+	if n := len(s.log.entries(t)); n != 2 || len(s.pending()) != 1 {
+		t.Errorf("%d entries, pending %v", n, s.pending())
+	}
+	d = wheel("old", "1.0")
+	direct(s, "alice", d)
+	s.mustUpload("mallory", d)
+	if e := s.checkProven(d).Entry; e.Uploader != "" || e.Auth != "" {
+		t.Errorf("bytes that were there before name %+v", e)
+	}
+}
+
+// TestNoAccountToAsk: where strangers may not read, an upload whose answer was lost
+// stays pending, says what to configure, and is found out about once that is done.
+func TestNoAccountToAsk(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var later time.Duration
+	s := newStage(t, func(c *gateway.Config) {
+		c.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Add(later) }
+	})
+	private := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, pass, _ := r.BasicAuth(); accounts[user] != pass || pass == "" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		s.index.ServeHTTP(w, r)
+	}))
+	defer private.Close()
+	s.stop()
+	s.cfg.Index, s.cfg.Upload = parseURL(t, private.URL+"/simple/"), parseURL(t, private.URL+"/legacy/")
+	s.start()
+	s.mustUpload("alice", wheel("demo", "0.1")) // asked with her account
+	s.index.AcceptThenDrop(true)
+	d := wheel("demo", "1.0")
+	s.upload("alice", d)
+	s.index.AcceptThenDrop(false)
+	for n := range 6 {
+		s.eventually("asked in vain", func() bool {
+			p := s.pending()
+			return len(p) == 1 && p[0].Tries > n && strings.Contains(p[0].LastError, "--read-user")
+		})
+		mu.Lock()
+		later += 100 * time.Hour
+		mu.Unlock()
+	}
+	s.stop()
+	s.cfg.ReadUser, s.cfg.ReadPassword = "ci", "ci-secret"
+	s.start()
+	s.eventually("logged", func() bool { return len(s.log.entries(t)) == 2 })
+}
+
+// TestTokenAsUserName: some indexes take a token as the user name. It is logged as
+// a token of nobody, and no account is written anywhere in the gateway's directory.
+func TestTokenAsUserName(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	token := s.index.Token("alice")
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, pass, ok := r.BasicAuth(); ok && user == token && (pass == "" || pass == "x-oauth-basic") {
+			r.SetBasicAuth("__token__", token)
+		}
+		s.index.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	s.stop()
+	s.cfg.Upload = parseURL(t, front.URL+"/legacy/")
+	s.start()
+	for i, pass := range []string{"", "x-oauth-basic"} {
+		d := wheel("demo", fmt.Sprint(i))
+		contentType, body := d.form(t)
+		req, _ := http.NewRequest("POST", s.url+"/legacy/", bytes.NewReader(body))
+		req.Header.Set("Content-Type", contentType)
+		req.SetBasicAuth(token, pass)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%v %v", resp, err)
+		}
+		resp.Body.Close()
+		if e := s.checkProven(d).Entry; e.Auth != "token" || e.Uploader != "" {
+			t.Errorf("password %q: %+v", pass, e)
+		}
+	}
+	d := wheel("demo", "3")
+	s.mustUpload("alice", d)
+	if e := s.checkProven(d).Entry; e.Auth != "password" || e.Uploader == "" {
+		t.Errorf("%+v", e)
+	}
+	written := s.logs.String()
+	for _, name := range []string{"outbox.db", "outbox.db-wal"} { // beside the running gateway
+		b, err := os.ReadFile(filepath.Join(s.cfg.Dir, name))
+		if err != nil || len(b) == 0 {
+			t.Fatalf("%s: %d bytes, %v", name, len(b), err)
+		}
+		written += string(b)
+	}
+	for _, secret := range []string{token, "alice"} {
+		if strings.Contains(written, secret) {
+			t.Errorf("%q was written down", secret)
+		}
+	}
+}
+
+// TestBackAtOnce: when one file is proven again, those that were to wait long are
+// tried at once.
+func TestBackAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	held := wheel("demo", "1.0")
+	s.log.set(func() { s.log.unwilling = &submit.Unavailable{RetryAfter: time.Hour} })
+	if _, _, state := s.upload("alice", held); state != "held" {
+		t.Fatalf("state %q", state)
+	}
+	next, err := time.Parse(time.RFC3339, s.pending()[0].NextTry)
+	if err != nil || time.Until(next) < 30*time.Second {
+		t.Fatalf("next try %v, %v", next, err)
+	}
+	s.log.set(func() { s.log.unwilling = nil })
+	s.mustUpload("alice", wheel("demo", "2.0"))
+	s.eventually("listed long before its time", func() bool { return s.listed(held) }) // waits 15 s at most
+	s.checkProven(held)
+}
+
+// TestRedirectedFiles: an index that sends readers to an object storage is not
+// followed there, and the answer says so.
+func TestRedirectedFiles(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	d := wheel("demo", "1.0")
+	s.mustUpload("alice", d)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/files/") {
+			http.Redirect(w, r, "https://storage.example/x?signature=secret", http.StatusFound)
+			return
+		}
+		s.index.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	s.stop()
+	s.cfg.Index = parseURL(t, front.URL+"/simple/")
+	s.start()
+	if code, body, _ := s.get("/files/demo/"+d.file, ""); code != 502 || !strings.Contains(body, "redirect (302)") || !strings.Contains(body, "object storage") || strings.Contains(body, "secret") {
+		t.Errorf("%d %s", code, body)
 	}
 }

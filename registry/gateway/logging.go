@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"github.com/portbook/portbook/client"
@@ -21,7 +22,8 @@ const (
 	minRetry      = time.Second      // after the first failure; doubled each time
 	maxRetry      = time.Minute      // of the log, whatever it asks for
 	maxAsk        = 10 * time.Minute // of the index
-	askFor        = 24 * time.Hour   // how long the index is asked about an upload whose answer was lost
+	askFor        = 24 * time.Hour   // how long the index must have said no about an upload whose answer was lost
+	askGap        = 6 * time.Hour    // of that, what the time between two answers counts at most
 	outFor        = 2 * time.Minute  // how long a failed submission counts as the log being out
 )
 
@@ -81,37 +83,68 @@ func (g *Gateway) findOut(ctx context.Context, a attempt) error {
 		} else if err != nil {
 			return err
 		}
+		g.mu.Lock()
+		delete(g.absent, a.id)
+		g.mu.Unlock()
 		log.Info("the index has the upload whose answer was lost: logged without an uploader")
 		g.crashForTest("repaired")
 		g.prove(seq)
 		return nil
 	case err == nil && has == hasOther:
 		log.Warn("the index has other bytes than the upload whose answer was lost: it did not take them")
-		return g.outbox.drop(ctx, a.id)
-	case err == nil && g.absentFor(a.id, now) > askFor:
+		return g.drop(ctx, a.id)
+	case err == nil && g.absentFor(a.id, now) >= askFor:
 		// Only what the index has answered counts: time in which nobody could ask
 		// it says nothing about the file.
 		log.Warn("giving up on an upload whose answer was lost: the index has not listed it", "for", askFor)
-		return g.outbox.drop(ctx, a.id)
+		return g.drop(ctx, a.id)
 	}
 	reason := "the index does not list the file"
 	if err != nil {
-		reason = err.Error()
+		reason = g.explain(err)
 	}
 	return g.outbox.stillUnknown(ctx, a.id, now.Add(pause(a.tries, 0, maxAsk)), reason)
 }
 
-// absentFor is how long the index has been answering that it does not list an
-// attempt's file, as far as this process has asked.
+// An absence is what the index has said of a file that it does not list.
+type absence struct {
+	last time.Time     // its latest answer
+	sum  time.Duration // the time between its answers
+}
+
+// absentFor notes that the index answers that it does not list an attempt's file,
+// and is how long it has been answering that, as far as this process has asked.
+// One answer says nothing, and a long time without questions little.
 func (g *Gateway) absentFor(id int64, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	first, asked := g.absent[id]
-	if !asked {
-		g.absent[id] = now
-		return 0
+	a, asked := g.absent[id]
+	if asked {
+		a.sum += min(max(now.Sub(a.last), 0), askGap)
 	}
-	return now.Sub(first)
+	a.last = now
+	g.absent[id] = a
+	return a.sum
+}
+
+// drop forgets an attempt.
+func (g *Gateway) drop(ctx context.Context, id int64) error {
+	g.mu.Lock()
+	delete(g.absent, id)
+	g.mu.Unlock()
+	return g.outbox.drop(ctx, id)
+}
+
+// explain adds to an error of the index what the operator can do about it.
+func (g *Gateway) explain(err error) string {
+	var status *statusError
+	if !errors.As(err, &status) || status.status != http.StatusUnauthorized && status.status != http.StatusForbidden {
+		return err.Error()
+	}
+	if g.index.readAuth == "" {
+		return err.Error() + ": give the gateway an account of its own there (--read-user, --read-password-file)"
+	}
+	return err.Error() + ": the gateway's own account (--read-user) may not read there"
 }
 
 // prove starts one try at logging a file, or joins the one in progress. The

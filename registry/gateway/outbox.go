@@ -7,12 +7,8 @@ package gateway
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
 	"database/sql"
 	"embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,9 +49,10 @@ const (
 var migrations embed.FS
 
 type outbox struct {
-	db       *sql.DB
-	registry string
-	lock     *os.File
+	db         *sql.DB
+	registry   string
+	accountKey []byte // under which salts are found; see salts.go
+	lock       *os.File
 }
 
 // attempt is a row of attempts.
@@ -122,7 +119,7 @@ func writeAt(f *os.File, s string) error {
 
 // openDB opens the database so that a committed transaction survives a power cut.
 func openDB(path string, readOnly bool) (*sql.DB, error) {
-	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)"}}
+	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)", "secure_delete(ON)"}}
 	q.Set("_txlock", "immediate")
 	if readOnly {
 		q = url.Values{"_pragma": {"busy_timeout(10000)", "query_only(ON)"}, "mode": {"rw"}}
@@ -140,11 +137,19 @@ func (o *outbox) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, o.db, sub)
+	p, err := goose.NewProvider(goose.DialectSQLite3, o.db, sub, goose.WithGoMigrations(hideAccounts))
 	if err != nil {
 		return err
 	}
 	if _, err := p.Up(ctx); err != nil {
+		return err
+	}
+	// What is gone from the database shall not stay in its log either. A reader at
+	// this moment can prevent that, until the next start.
+	if err := o.exec(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
+		return err
+	}
+	if err := o.db.QueryRowContext(ctx, `SELECT key FROM account_key`).Scan(&o.accountKey); err != nil {
 		return err
 	}
 	var have string
@@ -166,7 +171,8 @@ func (o *outbox) Close() error {
 	if o.db != nil {
 		err = o.db.Close()
 	}
-	return errors.Join(err, o.lock.Close())
+	// Not only closed: a process that is being started may hold a copy for a moment.
+	return errors.Join(err, unix.Flock(int(o.lock.Fd()), unix.LOCK_UN), o.lock.Close())
 }
 
 // receive makes an upload durable before the index hears of it.
@@ -370,23 +376,6 @@ func (o *outbox) proof(ctx context.Context, project, name string) ([]byte, error
 		return nil, nil
 	}
 	return proof, err
-}
-
-// pseudonym names an account within one project, so that a change of uploader
-// shows and nothing links it to other projects: HMAC-SHA256 under a random salt
-// that only this database holds.
-func (o *outbox) pseudonym(ctx context.Context, project, account string) (string, error) {
-	salt := make([]byte, 32)
-	rand.Read(salt)
-	if err := o.exec(ctx, `INSERT INTO salts (registry, project, account, salt) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`, o.registry, project, account, salt); err != nil {
-		return "", err
-	}
-	if err := o.db.QueryRowContext(ctx, `SELECT salt FROM salts WHERE registry = ? AND project = ? AND account = ?`, o.registry, project, account).Scan(&salt); err != nil {
-		return "", err
-	}
-	m := hmac.New(sha256.New, salt)
-	m.Write([]byte(account))
-	return hex.EncodeToString(m.Sum(nil)), nil
 }
 
 func (o *outbox) exec(ctx context.Context, query string, args ...any) error {

@@ -1,13 +1,20 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/portbook/portbook/entry"
+	"github.com/pressly/goose/v3"
 )
 
 // TestRefusedStaysRefused: an attempt that the index refused cannot become a file,
@@ -136,4 +143,67 @@ func FuzzPhrase(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestAccountsAreHidden: a database from when accounts were written in clear keeps
+// its pseudonyms and loses the accounts, down to the last byte of its files.
+func TestAccountsAreHidden(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	const token = "gto_0123456789abcdef0123456789abcdef"
+	path := filepath.Join(dir, "outbox.db")
+	db, err := openDB(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() // open to the end: what it wrote is still in the -wal file
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, sub, goose.WithGoMigrations(hideAccounts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.UpTo(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	salt := bytes.Repeat([]byte{7}, 32)
+	if _, err := db.Exec(`INSERT INTO gateway (registry) VALUES ('packages.example')`); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 { // more than a page
+		if _, err := db.Exec(`INSERT INTO salts (registry, project, account, salt) VALUES ('packages.example', ?, ?, ?)`, fmt.Sprint("demo", i), token, salt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	written := func() string {
+		t.Helper()
+		all := ""
+		for _, suffix := range []string{"", "-wal"} {
+			b, err := os.ReadFile(path + suffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all += string(b)
+		}
+		return all
+	}
+	if !strings.Contains(written(), token) {
+		t.Fatal("the old database does not have it: this proves nothing")
+	}
+	o, err := openOutbox(ctx, dir, "packages.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	name, err := o.pseudonym(ctx, "demo0", token)
+	if err != nil || name != hex.EncodeToString(mac(salt, token)) {
+		t.Errorf("the pseudonym became %s, %v", name, err)
+	}
+	if other, err := o.pseudonym(ctx, "new", token); err != nil || other == name {
+		t.Errorf("in another project: %s %v", other, err)
+	}
+	if strings.Contains(written(), token) {
+		t.Error("the account is still there")
+	}
 }

@@ -249,6 +249,9 @@ func (g *Gateway) indexFailed(w http.ResponseWriter, r *http.Request, err error)
 	case errors.Is(err, errFileHost):
 		g.log.Error("file not served", "path", r.URL.Path, "err", err)
 		answer(w, r, http.StatusForbidden, "Portbook gateway: "+err.Error(), nil)
+	case errors.As(err, &status) && status.status >= 300 && status.status < 400:
+		g.log.Warn("the index redirects", "path", r.URL.Path, "err", err)
+		answer(w, r, http.StatusBadGateway, "Portbook gateway: "+err.Error(), nil)
 	default:
 		g.log.Warn("the index gave no answer", "path", r.URL.Path, "err", err)
 		answer(w, r, http.StatusBadGateway, "Portbook gateway: the index behind it gives no answer", nil)

@@ -259,12 +259,17 @@ func (g *Gateway) hand(r *http.Request, u *upload) (ans *indexAnswer, seq int64,
 	g.crashForTest("index-accepted")
 	// A yes is not enough: a login page says 200 too. What the index took, it
 	// shows; what it does not show by now, Run goes on asking for.
-	if !g.shown(ctx, u.e, r.Header.Get("Authorization")) {
-		g.log.Warn("the index said yes to an upload, but does not list it: not logged until it does", "project", u.e.Project, "file", u.e.File)
+	if err := g.shown(ctx, u.e, r.Header.Get("Authorization")); err != nil {
+		g.log.Warn("the index said yes to an upload, but does not list it: not logged until it does", "project", u.e.Project, "file", u.e.File, "status", ans.status, "err", err)
+		if ans.isWebPage() {
+			return nil, 0, &refusal{http.StatusBadGateway, fmt.Sprintf("Portbook gateway: the index answers %d with a web page and does not list the file: is its upload URL right, is a login in front of it? The file is held until the index lists it", ans.status), err}
+		}
 		return ans, 0, nil
 	}
-	if err := g.attribute(ctx, r, u.e); err != nil {
-		return nil, 0, recordLater(err)
+	if listed != listedSame { // else this yes may have changed nothing, and names nobody
+		if err := g.attribute(ctx, r, u.e); err != nil {
+			return nil, 0, recordLater(err)
+		}
 	}
 	seq, state, err := g.outbox.accept(ctx, id, u.e, listed, g.cfg.Now())
 	if err != nil {
@@ -275,24 +280,38 @@ func (g *Gateway) hand(r *http.Request, u *upload) (ans *indexAnswer, seq int64,
 	return ans, seq, nil
 }
 
+// isWebPage tells an answer for people: no index gives one to an upload.
+func (a *indexAnswer) isWebPage() bool {
+	return strings.HasPrefix(a.contentType, "text/html") && bytes.HasPrefix(bytes.TrimSpace(a.body), []byte("<"))
+}
+
 // shown asks whether the index lists what it has just said yes to, for as long
-// as a page may lag behind. Where the gateway has no account of its own, it asks
-// with the uploader's.
-func (g *Gateway) shown(ctx context.Context, e *entry.Entry, auth string) bool {
-	if g.index.readAuth != "" {
+// as a page may lag behind; nil if it does. Where the gateway has no account of
+// its own, it asks with the uploader's, if they were meant for the same host.
+func (g *Gateway) shown(ctx context.Context, e *entry.Entry, auth string) error {
+	if up, at := g.cfg.Upload, g.cfg.Index; g.index.readAuth != "" || up.Host != at.Host || up.Scheme != at.Scheme {
 		auth = g.index.readAuth
 	}
+	var reason error
 	for _, pause := range []time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, time.Second} {
 		select {
 		case <-time.After(pause):
 		case <-g.ctx.Done():
-			return false
+			return g.ctx.Err()
 		}
-		if has, err := g.index.has(ctx, e, auth); err == nil && has == hasIt {
-			return true
+		has, err := g.index.has(ctx, e, auth)
+		switch {
+		case err != nil:
+			reason = err
+		case has == hasIt:
+			return nil
+		case has == hasOther:
+			reason = errors.New("its page lists other bytes")
+		default:
+			reason = errors.New("its page does not list the file")
 		}
 	}
-	return false
+	return reason
 }
 
 // recordLater: the index took the file and our disk failed. The attempt is still

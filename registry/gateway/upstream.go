@@ -58,6 +58,9 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string {
+	if e.status >= 300 && e.status < 400 && e.status != http.StatusNotModified {
+		return fmt.Sprintf("the index answers with a redirect (%d), and none is followed: it must serve pages and files itself, not from object storage", e.status)
+	}
 	return fmt.Sprintf("the index answers %d %s", e.status, e.reason)
 }
 
