@@ -61,8 +61,21 @@ func parseAnchor(b []byte) (anchorState, error) {
 	return a, nil
 }
 
-// anchor is an open anchor file. Its owner is the publisher's goroutine.
-type anchor struct {
+// anchor is where a log remembers what it signed: a file, or a row of a shared
+// log's database. Its owner is the publisher's goroutine.
+type anchor interface {
+	// known is what it said when it was last read or written.
+	known() anchorState
+	// check reads it, and refuses it if it says what we did not write.
+	check() (anchorState, error)
+	// swap replaces what it says by next, durably, only if nobody else has
+	// written it. What it said before is the caller's to judge.
+	swap(next anchorState) error
+	close()
+}
+
+// anchorFile is an open anchor file.
+type anchorFile struct {
 	path  string
 	lock  *fileLock
 	last  anchorState // what we know it to say
@@ -92,7 +105,7 @@ func createAnchor(path, origin string) error {
 
 // openAnchor takes the anchor's lock and raises its fence, so that a server
 // that believes it still holds the anchor fails its next compare-and-swap.
-func openAnchor(path, origin string) (*anchor, error) {
+func openAnchor(path, origin string) (*anchorFile, error) {
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +113,7 @@ func openAnchor(path, origin string) (*anchor, error) {
 		}
 		return nil, fmt.Errorf("anchor: %w", withoutPath(err))
 	}
-	a := &anchor{path: path, lock: lock}
+	a := &anchorFile{path: path, lock: lock}
 	if a.last, err = readAnchor(path); err == nil && a.last.origin != origin {
 		err = fmt.Errorf("%w: it belongs to log %q, not to %q", errBadAnchor, a.last.origin, origin)
 	}
@@ -139,9 +152,10 @@ var (
 	errAnchorMoved = errors.New("the anchor was changed by somebody else: two servers on one log")
 )
 
-// check reads the anchor and refuses it if it says what we did not write.
-// After a write that failed it may say either.
-func (a *anchor) check() (anchorState, error) {
+func (a *anchorFile) known() anchorState { return a.last }
+
+// check implements anchor. After a write that failed it may say either.
+func (a *anchorFile) check() (anchorState, error) {
 	now, err := readAnchor(a.path)
 	if err != nil {
 		return now, err
@@ -152,9 +166,7 @@ func (a *anchor) check() (anchorState, error) {
 	return now, nil
 }
 
-// swap replaces what the file says by next, durably, only if nobody else has
-// written it. What it said before is the caller's to judge.
-func (a *anchor) swap(next anchorState) error {
+func (a *anchorFile) swap(next anchorState) error {
 	now, err := a.check()
 	if err != nil {
 		return err
@@ -169,7 +181,7 @@ func (a *anchor) swap(next anchorState) error {
 	return nil
 }
 
-func (a *anchor) close() { a.lock.release() }
+func (a *anchorFile) close() { a.lock.release() }
 
 // writeDurably replaces the file at path in one step: after a crash it holds
 // the old bytes or the new ones, and once writeDurably has returned, the new ones.

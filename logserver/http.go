@@ -137,7 +137,7 @@ func (l *Log) serveTile(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, problem{Status: http.StatusNotFound, Title: "no such tile", Detail: "no published checkpoint needs it"})
 		return
 	}
-	raw, err := l.dir.read(t)
+	raw, err := readTile(r.Context(), l.src, t)
 	if err == nil {
 		raw, err = cutTile(raw, t)
 	}

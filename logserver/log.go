@@ -64,17 +64,23 @@ func (c *Config) defaults() {
 // Log is a log that is being served.
 type Log struct {
 	cfg    Config
-	dir    directory
 	lock   *fileLock
-	engine *engine // nil if the storage could not be opened
-	anchor *anchor // nil if it could not be opened
-	slots  *slots
+	src    tileSource // what readers get
+	tiles  *tileCache // of src
 	board  *board
-	tiles  *tileCache
-	seq    *sequencer
-	pub    *publisher
+	seq    sequencing // nil if the write side could not be opened
 	lookup *lookup
 	Tokens *TokenFile
+	// ended is closed when nothing more will be published here; trouble is why
+	// the last round published nothing, nil if it did. Both are set if seq is.
+	ended   <-chan struct{}
+	trouble func() error
+
+	// Of the embedded engine; nil where it could not be opened.
+	engine *engine
+	anchor anchor
+	slots  *slots
+	pub    *publisher
 
 	admission   admission
 	reads       atomic.Int64 // lookups and proofs under way
@@ -96,6 +102,16 @@ type Log struct {
 	mu     sync.Mutex
 	status Status        // guarded by mu
 	guard  chan struct{} // closed when a guard fails
+}
+
+// sequencing decides about submissions and gives them their indexes. It is the
+// embedded sequencer or a shared log's.
+type sequencing interface {
+	// submit queues an entry; its pending resolves when its index is durable. It
+	// waits while the queue is full, as long as ctx lets it.
+	submit(ctx context.Context, s *submission) error
+	// run decides until ctx ends; then it settles what it has begun and returns.
+	run(ctx context.Context)
 }
 
 // Status says whether the log takes submissions.
@@ -133,7 +149,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		cfg: cfg, dir: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
+		cfg: cfg, src: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
 		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
 		rate: rate.NewLimiter(rate.Limit(cfg.MaxRate), cfg.MaxRate), admission: admission{of: map[string]int{}},
 		witnesses: witnesses,
@@ -217,15 +233,17 @@ func (l *Log) loadPublished() error {
 // openWriteSide opens what is needed to take submissions. Its errors leave the
 // log readable.
 func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
-	if l.anchor, err = openAnchor(id.Anchor, id.Origin); err != nil {
+	anchor, err := openAnchor(id.Anchor, id.Origin)
+	if err != nil {
 		return err
 	}
+	l.anchor = anchor
 	if same, err := sameFileSystem(l.cfg.Dir, id.Anchor); err != nil {
 		return err
 	} else if same && !l.cfg.AnchorBeside {
 		return errors.New("the anchor is on the log's own file system: a restored backup would bring both back and fork the log; move it, or allow it with --anchor-beside")
 	}
-	if l.engine, err = openPOSIX(ctx, string(l.dir)); err != nil {
+	if l.engine, err = openPOSIX(ctx, filepath.Join(l.cfg.Dir, engineDir)); err != nil {
 		return err
 	}
 	if l.slots, err = openSlots(filepath.Join(l.cfg.Dir, slotsFile)); err != nil {
@@ -234,14 +252,19 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	l.pub = &publisher{
 		signer: l.cfg.Signer, policy: l.cfg.Policy, witnesses: l.witnesses, anchor: l.anchor,
 		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
-		path: filepath.Join(l.cfg.Dir, checkpointFile), board: l.board,
+		publish: func(_ context.Context, raw []byte) error {
+			return writeDurably(filepath.Join(l.cfg.Dir, checkpointFile), raw, 0o644)
+		},
+		board:    l.board,
 		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
 		latch: l.latch, latched: l.guard, ended: make(chan struct{}), logger: l.cfg.Logger, wake: make(chan struct{}, 1),
 	}
-	l.seq = newSequencer()
-	l.seq.slots, l.seq.add, l.seq.size, l.seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
-	l.seq.grown = func(uint64) { l.pub.grown() }
-	l.seq.latch, l.seq.now, l.seq.logger, l.seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
+	l.ended, l.trouble = l.pub.ended, l.pub.trouble
+	seq := newSequencer()
+	seq.slots, seq.add, seq.size, seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
+	seq.grown = func(uint64) { l.pub.grown() }
+	seq.latch, seq.now, seq.logger, seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
+	l.seq = seq
 	l.slots.entryAt = l.entryAt
 	return nil
 }
@@ -282,7 +305,7 @@ func (l *Log) makeSure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
-	if least := l.anchor.last.size; size < least {
+	if least := l.anchor.known().size; size < least {
 		return fmt.Errorf("%w: it has %d entries and has signed %d: it was restored from a backup; restore the newer state, or rebuild it from a mirror", ErrBehind, size, least)
 	}
 	t := l.freshTree(int64(size))
@@ -291,8 +314,8 @@ func (l *Log) makeSure(ctx context.Context) error {
 		if err := containsNote(t, l.cfg.Signer.Key(), "the public checkpoint file", was.Note); err != nil {
 			return err
 		}
-		if was.Size > l.anchor.last.size {
-			return fmt.Errorf("%w: a checkpoint of %d entries is published, the anchor knows of %d: it was restored from a backup; restore the newer one", errBadAnchor, was.Size, l.anchor.last.size)
+		if was.Size > l.anchor.known().size {
+			return fmt.Errorf("%w: a checkpoint of %d entries is published, the anchor knows of %d: it was restored from a backup; restore the newer one", errBadAnchor, was.Size, l.anchor.known().size)
 		}
 	}
 	last := time.Now()
@@ -361,7 +384,7 @@ func (l *Log) Ready() error {
 	if !s.Writable {
 		return fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
 	}
-	if err := l.pub.trouble(); err != nil {
+	if err := l.trouble(); err != nil {
 		return fmt.Errorf("the last checkpoint was not published: %w", err)
 	}
 	return nil
@@ -377,12 +400,12 @@ func (l *Log) Published() Published {
 }
 
 func (l *Log) tree(size int64) tree {
-	return tree{context.Background(), l.dir, size, l.tiles}
+	return tree{context.Background(), l.src, size, l.tiles}
 }
 
 // freshTree reads storage anew, and each tile once.
 func (l *Log) freshTree(size int64) tree {
-	return tree{context.Background(), l.dir, size, newTileCache()}
+	return tree{context.Background(), l.src, size, newTileCache()}
 }
 
 // Close takes no more submissions, settles and publishes what it can, and
@@ -538,12 +561,12 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 	if t.sub.err != nil {
 		return nil, t.sub.err
 	}
-	p, err := t.log.board.wait(ctx, t.sub.index, t.log.pub.ended)
+	p, err := t.log.board.wait(ctx, t.sub.index, t.log.ended)
 	if errors.Is(err, errStopped) {
 		return nil, fmt.Errorf("%w: %w", ErrReadOnly, t.log.Status().Reason)
 	}
 	if err != nil {
-		why := t.log.pub.trouble()
+		why := t.log.trouble()
 		if why == nil {
 			why = err
 		}

@@ -83,11 +83,11 @@ type publisher struct {
 	signer     *c2sp.Signer
 	policy     *c2sp.Policy
 	witnesses  []*cosigner
-	anchor     *anchor
+	anchor     anchor
 	size       func(context.Context) (uint64, error) // integrated size
 	tree       func(size int64) tree                 // cached, for proofs
 	fresh      func(size int64) tree                 // read from storage anew, for the guard
-	path       string                                // of the public checkpoint
+	publish    func(context.Context, []byte) error   // writes the public checkpoint, durably
 	board      *board
 	interval   time.Duration // between two checkpoints while the log grows
 	republish  time.Duration // of an unchanged log, so that it stays fresh
@@ -219,7 +219,7 @@ func (p *publisher) round(ctx context.Context, refresh bool) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(p.path, raw, 0o644); err != nil {
+	if err := p.publish(ctx, raw); err != nil {
 		return fmt.Errorf("%w: public checkpoint: %w", ErrStorage, withoutPath(err))
 	}
 	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now(), Quorum: true})
@@ -483,7 +483,7 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 // probe is a note that this log has signed before, or the anchor's tree signed
 // again: resending it tells what a witness holds and commits us to nothing new.
 func (p *publisher) probe(ctx context.Context) (*c2sp.Note, c2sp.Checkpoint, error) {
-	if was, _ := p.board.get(); was.Note != nil && was.Size <= p.anchor.last.size {
+	if was, _ := p.board.get(); was.Note != nil && was.Size <= p.anchor.known().size {
 		note, err := c2sp.ParseNote(was.Note)
 		if err != nil {
 			return nil, c2sp.Checkpoint{}, err
@@ -491,5 +491,5 @@ func (p *publisher) probe(ctx context.Context) (*c2sp.Note, c2sp.Checkpoint, err
 		cp, err := c2sp.ParseCheckpoint(note.Text)
 		return note, cp, err
 	}
-	return p.sign(ctx, int64(p.anchor.last.size))
+	return p.sign(ctx, int64(p.anchor.known().size))
 }

@@ -21,7 +21,7 @@ func (r *rig) race(l *Log, by Token, first *entry.Entry, others ...*entry.Entry)
 	looked := make(chan struct{})
 	tickets := make([]*ticket, len(others))
 	calls := 0
-	l.seq.testReserved = func() { // in the sequencer's goroutine
+	embedded(l).testReserved = func() { // in the sequencer's goroutine
 		if calls++; calls == 1 {
 			for i, e := range others {
 				var err error
@@ -34,9 +34,9 @@ func (r *rig) race(l *Log, by Token, first *entry.Entry, others ...*entry.Entry)
 			close(looked)
 		}
 	}
-	add := l.seq.add
+	add := embedded(l).add
 	var once sync.Once
-	l.seq.add = func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
+	embedded(l).add = func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
 		f := add(ctx, e)
 		once.Do(func() {
 			now := f

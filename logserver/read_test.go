@@ -107,7 +107,7 @@ func runFsck(t *testing.T, r *rig, l *Log) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	f := fsck.New(v.Name(), v, published{dir: l.dir, note: l.Published().Note}, func(b []byte) ([][]byte, error) {
+	f := fsck.New(v.Name(), v, published{dir: l.src.(directory), note: l.Published().Note}, func(b []byte) ([][]byte, error) {
 		var out [][]byte
 		for at := 0; at < len(b); {
 			n := int(b[at])<<8 + int(b[at+1])
@@ -256,7 +256,7 @@ func TestNoLeaks(t *testing.T) {
 func TestStorageErrorsNameNoPath(t *testing.T) {
 	s := newRig(t, 1, 1).serve()
 	s.must(s.log, nth(0))
-	if err := os.Rename(string(s.log.dir), string(s.log.dir)+"-gone"); err != nil {
+	if err := os.Rename(string(s.log.src.(directory)), string(s.log.src.(directory))+"-gone"); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"/v1/proof?index=0", "/tile/entries/000.p/1"} {

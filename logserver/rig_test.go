@@ -156,6 +156,9 @@ func (r *rig) ready(change ...func(*Config)) *Log {
 	return l
 }
 
+// embedded is the log's sequencer.
+func embedded(l *Log) *sequencer { return l.seq.(*sequencer) }
+
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {

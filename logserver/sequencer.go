@@ -185,8 +185,7 @@ func newSequencer() *sequencer {
 	}
 }
 
-// submit queues an entry; its pending resolves when its index is durable. It
-// waits while the queue is full, as long as ctx lets it.
+// submit implements sequencing.
 func (q *sequencer) submit(ctx context.Context, s *submission) error {
 	select {
 	case q.in <- s:

@@ -198,6 +198,56 @@ func sameDigest(a, b []byte) (same, comparable bool) {
 	return same && comparable, comparable
 }
 
+// slotRows are the rows that decide on entries, within one transaction on
+// slots.db or on a shared log's database. The rules below know no other.
+type slotRows interface {
+	row(key [32]byte) (*slotRow, error) // nil: nothing holds it
+	// overwrite is what the registry's logged policy says; "" if there is none.
+	overwrite(registry, ecosystem string) (string, error)
+
+	// pin gives key to an entry, unless one with the same digest has it.
+	pin(key [32]byte, digest []byte, index int64) error
+	free(key [32]byte) error
+	setRemoved(key [32]byte) error
+	setOverwrite(registry, ecosystem, overwrite string) error
+}
+
+// slotTx implements slotRows on slots.db.
+type slotTx struct {
+	*slots
+	tx *sql.Tx
+}
+
+func (s slotTx) row(key [32]byte) (*slotRow, error) { return s.slots.row(s.tx, key) }
+
+func (s slotTx) overwrite(registry, ecosystem string) (overwrite string, err error) {
+	err = s.tx.QueryRow("SELECT overwrite FROM policies WHERE registry = ? AND ecosystem = ?", registry, ecosystem).Scan(&overwrite)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return overwrite, err
+}
+
+func (s slotTx) pin(key [32]byte, digest []byte, index int64) error {
+	_, err := s.tx.Stmt(s.index).Exec(key[:], digest, index)
+	return err
+}
+
+func (s slotTx) free(key [32]byte) error {
+	_, err := s.tx.Exec("DELETE FROM slots WHERE key = ?", key[:])
+	return err
+}
+
+func (s slotTx) setRemoved(key [32]byte) error {
+	_, err := s.tx.Exec("UPDATE slots SET removed = 1 WHERE key = ?", key[:])
+	return err
+}
+
+func (s slotTx) setOverwrite(registry, ecosystem, overwrite string) error {
+	_, err := s.tx.Exec("INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET overwrite = excluded.overwrite", registry, ecosystem, overwrite)
+	return err
+}
+
 func (s *slots) row(tx *sql.Tx, key [32]byte) (*slotRow, error) {
 	var r slotRow
 	err := tx.Stmt(s.get).QueryRow(key[:]).Scan(&r.digest, &r.index, &r.removed)
@@ -211,7 +261,20 @@ func (s *slots) row(tx *sql.Tx, key [32]byte) (*slotRow, error) {
 // is true), name the index it already has, or refuse it. tail is how much of
 // the log tx has applied.
 func (s *slots) admit(tx *sql.Tx, tail int64, e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
-	r, err := s.row(tx, key)
+	index, isNew, err = verdict(slotTx{s, tx}, tail, s.entryAt, e, key, digest)
+	if !isNew {
+		return index, false, err
+	}
+	_, err = tx.Stmt(s.reserve).Exec(s.nextSeq, key[:], digest)
+	s.nextSeq++
+	return 0, err == nil, err
+}
+
+// verdict is the rule of admission: an entry whose key is not in flight may be
+// logged (isNew), has the index it is logged at, or is refused. tail is how much
+// of the log rows have applied; entryAt reads an entry of it.
+func verdict(rows slotRows, tail int64, entryAt func(int64) (*entry.Entry, error), e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
+	r, err := rows.row(key)
 	if err != nil {
 		return 0, false, err
 	}
@@ -221,7 +284,7 @@ func (s *slots) admit(tx *sql.Tx, tail int64, e *entry.Entry, key [32]byte, dige
 			err = &PreconditionError{"replaces", "nothing is logged for this file: log it without replaces"}
 		}
 	case r == nil:
-		err = s.precondition(tx, tail, e)
+		err = precondition(rows, tail, entryAt, e)
 	case e.Kind == entry.KindUpload:
 		same, comparable := sameDigest(r.digest, digest)
 		if same {
@@ -231,7 +294,7 @@ func (s *slots) admit(tx *sql.Tx, tail int64, e *entry.Entry, key [32]byte, dige
 			return 0, false, otherAlgorithm(r.index)
 		}
 		var allowed bool
-		if allowed, err = s.mayOverwrite(tx, e, r); err == nil && !allowed {
+		if allowed, err = mayOverwrite(rows, e, r); err == nil && !allowed {
 			err = otherBytes(e, r.index)
 		}
 	case bytes.Equal(r.digest, digest):
@@ -239,11 +302,6 @@ func (s *slots) admit(tx *sql.Tx, tail int64, e *entry.Entry, key [32]byte, dige
 	default:
 		err = otherEntry(e, r.index)
 	}
-	if err != nil {
-		return 0, false, err
-	}
-	_, err = tx.Stmt(s.reserve).Exec(s.nextSeq, key[:], digest)
-	s.nextSeq++
 	return 0, err == nil, err
 }
 
@@ -265,15 +323,11 @@ func otherEntry(e *entry.Entry, first uint64) *ConflictError {
 
 // mayOverwrite says whether the registry's logged policy lets e take over a
 // slot that another digest holds.
-func (s *slots) mayOverwrite(tx *sql.Tx, e *entry.Entry, r *slotRow) (bool, error) {
+func mayOverwrite(rows slotRows, e *entry.Entry, r *slotRow) (bool, error) {
 	if e.Claim != entry.ClaimIndex {
 		return false, nil
 	}
-	var overwrite string
-	err := tx.QueryRow("SELECT overwrite FROM policies WHERE registry = ? AND ecosystem = ?", e.Registry, e.Ecosystem).Scan(&overwrite)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
-	}
+	overwrite, err := rows.overwrite(e.Registry, e.Ecosystem)
 	if err != nil {
 		return false, err
 	}
@@ -288,11 +342,11 @@ func (s *slots) mayOverwrite(tx *sql.Tx, e *entry.Entry, r *slotRow) (bool, erro
 }
 
 // precondition checks what a status or control entry needs of the log.
-func (s *slots) precondition(tx *sql.Tx, tail int64, e *entry.Entry) error {
+func precondition(rows slotRows, tail int64, entryAt func(int64) (*entry.Entry, error), e *entry.Entry) error {
 	switch e.Kind {
 	case entry.KindReject:
 		slot, _ := e.Slot()
-		r, err := s.row(tx, slot.Key())
+		r, err := rows.row(slot.Key())
 		if err != nil {
 			return err
 		}
@@ -310,7 +364,7 @@ func (s *slots) precondition(tx *sql.Tx, tail int64, e *entry.Entry) error {
 		if *e.Index >= uint64(tail) {
 			return &PreconditionError{"index", fmt.Sprintf("the log has no entry %d", *e.Index)}
 		}
-		disputed, err := s.entryAt(int64(*e.Index))
+		disputed, err := entryAt(int64(*e.Index))
 		if err != nil {
 			return err
 		}
@@ -321,25 +375,30 @@ func (s *slots) precondition(tx *sql.Tx, tail int64, e *entry.Entry) error {
 	return nil
 }
 
-// apply records that e stands at index. Replaying the log from its first entry
-// gives the same rows as living through it.
+// apply records that e stands at index.
 func (s *slots) apply(tx *sql.Tx, index int64, e *entry.Entry) error {
+	return applyTo(slotTx{s, tx}, index, e)
+}
+
+// applyTo records in rows that e stands at index. Replaying the log from its
+// first entry gives the same rows as living through it.
+func applyTo(rows slotRows, index int64, e *entry.Entry) error {
 	key, digest, err := slotKey(e)
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Stmt(s.index).Exec(key[:], digest, index); err != nil {
+	if err := rows.pin(key, digest, index); err != nil {
 		return err
 	}
 	switch e.Kind {
 	case entry.KindReject:
-		err = s.ifHeld(tx, e, "DELETE FROM slots WHERE key = ?")
+		err = ifHeld(rows, e, rows.free)
 	case entry.KindRemove:
 		if e.File != "" {
-			err = s.ifHeld(tx, e, "UPDATE slots SET removed = 1 WHERE key = ?")
+			err = ifHeld(rows, e, rows.setRemoved)
 		}
 	case entry.KindRegistryPolicy:
-		_, err = tx.Exec("INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET overwrite = excluded.overwrite", e.Registry, e.Ecosystem, e.Overwrite)
+		err = rows.setOverwrite(e.Registry, e.Ecosystem, e.Overwrite)
 	}
 	return err
 }
@@ -347,9 +406,9 @@ func (s *slots) apply(tx *sql.Tx, index int64, e *entry.Entry) error {
 // ifHeld runs change on the upload slot of a reject or remove, if the slot is
 // held by the digest that e names, or e names none: what was said of old bytes
 // changes nothing for those that replaced them.
-func (s *slots) ifHeld(tx *sql.Tx, e *entry.Entry, change string) error {
+func ifHeld(rows slotRows, e *entry.Entry, change func(key [32]byte) error) error {
 	k := uploadSlot(e).Key()
-	r, err := s.row(tx, k)
+	r, err := rows.row(k)
 	if err != nil || r == nil {
 		return err
 	}
@@ -362,8 +421,7 @@ func (s *slots) ifHeld(tx *sql.Tx, e *entry.Entry, change string) error {
 			return nil
 		}
 	}
-	_, err = tx.Exec(change, k[:])
-	return err
+	return change(k)
 }
 
 // uploadSlot is the slot of the file that e is about, under e's own claim.

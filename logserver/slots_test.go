@@ -330,7 +330,7 @@ func TestCrashBetweenReserveAndAdd(t *testing.T) {
 	r.must(l, nth(0))
 	backup := filepath.Join(t.TempDir(), "log")
 	var once sync.Once
-	l.seq.testReserved = func() { once.Do(func() { copyDir(t, r.dir, backup) }) } // what a crash here leaves
+	embedded(l).testReserved = func() { once.Do(func() { copyDir(t, r.dir, backup) }) } // what a crash here leaves
 	anchor := readFile(t, r.anchor)
 	r.must(l, upload("demo", "demo-1.0.tar.gz", "lost"))
 	l.Close()
@@ -361,7 +361,7 @@ func TestFailedWritesAreRecovered(t *testing.T) {
 	fault := errors.New("disk on fire")
 	var mu sync.Mutex
 	n := 0
-	add := l.seq.add
+	add := embedded(l).add
 	hook := func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
 		mu.Lock()
 		n++
@@ -376,7 +376,7 @@ func TestFailedWritesAreRecovered(t *testing.T) {
 		}
 		return add(ctx, e)
 	}
-	l.seq.add = hook // the sequencer is idle
+	embedded(l).add = hook // the sequencer is idle
 	acks := map[int]uint64{}
 	var wg sync.WaitGroup
 	for w := range 8 {

@@ -34,6 +34,14 @@ type tileSource interface {
 	ReadEntryBundle(ctx context.Context, index uint64, p uint8) ([]byte, error)
 }
 
+// readTile reads a tile or entry bundle, or the wider one that src has of it.
+func readTile(ctx context.Context, src tileSource, t c2sp.Tile) ([]byte, error) {
+	if t.Level < 0 {
+		return src.ReadEntryBundle(ctx, t.Index, uint8(t.Width%tileWidth))
+	}
+	return src.ReadTile(ctx, uint64(t.Level), t.Index, uint8(t.Width%tileWidth))
+}
+
 // tree reads one tree size from tiles. It is a tlog.HashReader. Expanded tiles
 // are shared with the trees before and after it through cache.
 type tree struct {
