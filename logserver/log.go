@@ -82,6 +82,8 @@ type Log struct {
 	slots  *slots
 	pub    *publisher
 
+	metrics *metrics
+
 	admission   admission
 	reads       atomic.Int64 // lookups and proofs under way
 	conflicts   *limits      // of conflict entries, by credential
@@ -155,6 +157,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		witnesses: witnesses,
 		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
+	l.metrics = newMetrics(l)
 	if err := l.open(ctx, id); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
@@ -250,7 +253,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 		return err
 	}
 	l.pub = &publisher{
-		signer: l.cfg.Signer, policy: l.cfg.Policy, witnesses: l.witnesses, anchor: l.anchor,
+		signer: l.cfg.Signer, metrics: l.metrics, anchor: l.anchor,
 		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
 		publish: func(_ context.Context, raw []byte) error {
 			return writeDurably(filepath.Join(l.cfg.Dir, checkpointFile), raw, 0o644)
@@ -259,6 +262,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
 		latch: l.latch, latched: l.guard, ended: make(chan struct{}), logger: l.cfg.Logger, wake: make(chan struct{}, 1),
 	}
+	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses})
 	l.ended, l.trouble = l.pub.ended, l.pub.trouble
 	seq := newSequencer()
 	seq.slots, seq.add, seq.size, seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
@@ -377,8 +381,8 @@ func (l *Log) Status() Status {
 	return l.status
 }
 
-// Ready is nil if the log takes submissions and its last round of cosigning
-// published a checkpoint.
+// Ready is nil if the log takes submissions, its last round of cosigning
+// published a checkpoint, and that is validly cosigned and fresh.
 func (l *Log) Ready() error {
 	s := l.Status()
 	if !s.Writable {
@@ -387,7 +391,7 @@ func (l *Log) Ready() error {
 	if err := l.trouble(); err != nil {
 		return fmt.Errorf("the last checkpoint was not published: %w", err)
 	}
-	return nil
+	return l.fresh()
 }
 
 // Origin is the log's origin line.
@@ -459,6 +463,8 @@ type ticket struct {
 	sub *submission
 	log *Log
 	by  string // ID of the credential
+
+	queued time.Time
 }
 
 // abandon gives up waiting; the entry is logged all the same.
@@ -485,6 +491,12 @@ func (a *admission) enter(by string, limit int) error {
 	a.all++
 	a.of[by]++
 	return nil
+}
+
+func (a *admission) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.all
 }
 
 func (a *admission) leave(by string) {
@@ -539,7 +551,7 @@ func (l *Log) queue(ctx context.Context, by Token, e *entry.Entry) (*ticket, err
 		l.admission.leave(by.ID)
 		return nil, err
 	}
-	return &ticket{sub, l, by.ID}, nil
+	return &ticket{sub, l, by.ID, time.Now()}, nil
 }
 
 // wait returns the acknowledgement once the entry is covered by a published
@@ -561,6 +573,7 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 	if t.sub.err != nil {
 		return nil, t.sub.err
 	}
+	noteSequenced(ctx, t.sub.index)
 	p, err := t.log.board.wait(ctx, t.sub.index, t.log.ended)
 	if errors.Is(err, errStopped) {
 		return nil, fmt.Errorf("%w: %w", ErrReadOnly, t.log.Status().Reason)
@@ -580,6 +593,8 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 	if err != nil {
 		return nil, err
 	}
+	linkPublished(ctx, p)
+	t.log.metrics.acknowledged("cosigned", time.Since(t.queued))
 	return &Ack{Index: t.sub.index, Proof: proof}, nil
 }
 

@@ -10,15 +10,19 @@ package logserver
 // that fails stops all writing for good, and times are the monotonic clock's.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -31,6 +35,8 @@ type Published struct {
 	// Quorum says that it satisfies the publish policy of now: only then is it
 	// good for an acknowledgement.
 	Quorum bool
+
+	span trace.SpanContext // of the round that published it
 }
 
 // board holds the newest published checkpoint and wakes those who wait for it.
@@ -51,6 +57,23 @@ func (b *board) get() (Published, <-chan struct{}) {
 func (b *board) set(p Published) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.latest = p
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// judge says anew whether the newest checkpoint has its quorum.
+func (b *board) judge(quorum func(Published) bool) {
+	p, _ := b.get()
+	if p.Note == nil {
+		return
+	}
+	p.Quorum = quorum(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.latest.Size != p.Size || !bytes.Equal(b.latest.Note, p.Note) {
+		return // a newer one was published meanwhile, under the policy of its round
+	}
 	b.latest = p
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -81,8 +104,8 @@ func (b *board) wait(ctx context.Context, index uint64, stopped <-chan struct{})
 // signs.
 type publisher struct {
 	signer     *c2sp.Signer
-	policy     *c2sp.Policy
-	witnesses  []*cosigner
+	quorum     atomic.Pointer[quorum] // replaced as a whole by Log.SetPolicy
+	metrics    *metrics
 	anchor     anchor
 	size       func(context.Context) (uint64, error) // integrated size
 	tree       func(size int64) tree                 // cached, for proofs
@@ -100,6 +123,12 @@ type publisher struct {
 
 	mu        sync.Mutex
 	lastRound error // guarded by mu; why the last round did not publish, nil if it did
+}
+
+// quorum is the publish policy with the witnesses it names.
+type quorum struct {
+	policy    *c2sp.Policy
+	witnesses []*cosigner
 }
 
 // guardError is a failed guard: nothing is signed, and writing stops for good.
@@ -208,9 +237,19 @@ func (p *publisher) round(ctx context.Context, refresh bool) error {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
 	was, _ := p.board.get()
-	if size == was.Size && was.Note != nil && (!refresh || !was.At.IsZero() && time.Since(was.At) < p.republish) {
+	if size == was.Size && was.Quorum && (!refresh || !was.At.IsZero() && time.Since(was.At) < p.republish) {
 		return errNothingNew
 	}
+	start := time.Now()
+	ctx, span := tracer.Start(ctx, "publish", trace.WithAttributes(attribute.Int64("portbook.size", int64(size))))
+	err = p.attempt(ctx, size)
+	p.metrics.round(err, time.Since(start))
+	endSpan(span, err)
+	return err
+}
+
+// attempt signs the tree of the given size, gathers a quorum and publishes.
+func (p *publisher) attempt(ctx context.Context, size uint64) error {
 	note, cp, err := p.sign(ctx, int64(size))
 	if err != nil {
 		return err
@@ -222,7 +261,7 @@ func (p *publisher) round(ctx context.Context, refresh bool) error {
 	if err := p.publish(ctx, raw); err != nil {
 		return fmt.Errorf("%w: public checkpoint: %w", ErrStorage, withoutPath(err))
 	}
-	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now(), Quorum: true})
+	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now(), Quorum: true, span: trace.SpanContextFromContext(ctx)})
 	return nil
 }
 
@@ -343,21 +382,26 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 		err error
 	}
 	asking, cancel := context.WithTimeout(ctx, p.roundLimit)
-	answers := make(chan answer, len(p.witnesses))
+	quorum := p.quorum.Load()
+	answers := make(chan answer, len(quorum.witnesses))
 	asked := 0
 	var sending sync.WaitGroup
 	t := p.tree(int64(cp.Size))
 	sent := &c2sp.Note{Text: note.Text, Sigs: note.Sigs[:1]} // the log's own signature
-	for _, w := range p.witnesses {
+	for _, w := range quorum.witnesses {
 		if !w.busy.TryLock() {
-			continue
+			continue // the request of an earlier round is still under way
 		}
 		asked++
 		sending.Go(func() {
 			defer w.busy.Unlock()
+			start := time.Now()
+			ctx, span := tracer.Start(asking, "cosign", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.String("portbook.witness", w.name)))
 			at := t
-			at.ctx = asking
-			sig, err := w.cosign(asking, sent, cp, at.consistency)
+			at.ctx = ctx
+			sig, err := w.cosign(ctx, sent, cp, at.consistency)
+			p.metrics.witness(w.name, err, time.Since(start))
+			endSpan(span, err)
 			answers <- answer{w, sig, err}
 			var claim *claimError
 			if errors.As(err, &claim) {
@@ -391,13 +435,13 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if grace == nil && p.policy.Satisfied(have) {
+		if grace == nil && quorum.policy.Satisfied(have) {
 			grace = time.After(min(max(time.Since(start)/4, 2*time.Millisecond), 100*time.Millisecond))
 		}
 	}
 	raw := note.Bytes()
 	// The published bytes must satisfy the very check that every reader makes.
-	if _, err := p.policy.Verify(raw); err != nil {
+	if _, err := quorum.policy.Verify(raw); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errors.Join(problems...))
 	}
 	return raw, nil
@@ -427,7 +471,8 @@ func (p *publisher) weigh(ctx context.Context, w *cosigner) {
 // those unheard cannot form a quorum (n−k+1 of n), and checks all of it against
 // the integrated tree. say is told why it still waits.
 func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
-	if p.policy.Quorum == c2sp.QuorumNone {
+	quorum := p.quorum.Load()
+	if quorum.policy.Quorum == c2sp.QuorumNone {
 		return nil
 	}
 	probe, cp, err := p.probe(ctx)
@@ -435,7 +480,7 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 		return err
 	}
 	unheard := map[string]bool{}
-	for _, w := range p.witnesses {
+	for _, w := range quorum.witnesses {
 		unheard[w.name] = true
 	}
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
@@ -445,9 +490,9 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 		}
 		t := p.fresh(int64(size))
 		t.ctx = ctx
-		results := make([]error, len(p.witnesses))
+		results := make([]error, len(quorum.witnesses))
 		var asking sync.WaitGroup
-		for i, w := range p.witnesses {
+		for i, w := range quorum.witnesses {
 			if unheard[w.name] {
 				asking.Go(func() { results[i] = w.hear(ctx, p.signer.Key(), t, probe, cp) })
 			}
@@ -467,10 +512,10 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 			case err != nil:
 				problems = append(problems, err)
 			default:
-				delete(unheard, p.witnesses[i].name)
+				delete(unheard, quorum.witnesses[i].name)
 			}
 		}
-		if !claims && !p.policy.Satisfied(unheard) {
+		if !claims && !quorum.policy.Satisfied(unheard) {
 			return nil
 		}
 		say(fmt.Errorf("waiting for the witnesses at start: %w", errors.Join(problems...)))

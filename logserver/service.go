@@ -14,6 +14,8 @@ import (
 
 	"github.com/portbook/portbook/entry"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -50,6 +52,7 @@ func (l *Log) GRPC(opts ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxConcurrentStreams(1024),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))),
 	}, opts...)
 	s := grpc.NewServer(opts...)
 	pb.RegisterLogServer(s, &service{log: l})
@@ -308,10 +311,17 @@ func (e *notFoundError) Error() string { return e.what }
 // errorDomain is the ErrorInfo domain of the API's errors.
 const errorDomain = "portbook"
 
-// fail turns an error into the status that says what was wrong, with what, and
+// fail counts a failed call and turns its error into a status.
+func (s *service) fail(err error) error {
+	err = s.status(err)
+	s.log.metrics.refusal(reasonOf(err))
+	return err
+}
+
+// status turns an error into the status that says what was wrong, with what, and
 // whether to try again. Refusals of an entry, of a caller, and trouble of ours
 // have different codes.
-func (s *service) fail(err error) error {
+func (s *service) status(err error) error {
 	var (
 		field    *entry.FieldError
 		denied   *NotAllowedError

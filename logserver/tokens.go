@@ -79,6 +79,13 @@ func (f *TokenFile) load() error {
 	return f.broken
 }
 
+// Reload reads the file now. While it cannot be read it vouches for nobody.
+func (f *TokenFile) Reload() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.load()
+}
+
 func (f *TokenFile) read() error {
 	info, err := os.Lstat(f.path)
 	if errors.Is(err, fs.ErrNotExist) {

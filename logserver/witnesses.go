@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/propagation"
 )
 
 // cosigner is one witness line of the publish policy.
@@ -155,6 +157,7 @@ func (w *cosigner) post(ctx context.Context, body []byte) (status int, answer []
 		return 0, nil, fmt.Errorf("witness %s: %w", w.name, err)
 	}
 	req.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	otel.GetTextMapPropagator().Inject(ctx, propagation.HeaderCarrier(req.Header))
 	return w.do(req)
 }
 

@@ -371,7 +371,7 @@ func TestWitnessForgetsSize(t *testing.T) {
 	l := r.ready()
 	r.bulk(l, 0, 10)
 	for _, size := range []int64{0, 3, 9, 1 << 40} {
-		l.pub.witnesses[0].size.Store(size)
+		l.pub.quorum.Load().witnesses[0].size.Store(size)
 		r.must(l, nth(int(100+size%50)))
 	}
 }

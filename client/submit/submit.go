@@ -17,6 +17,7 @@ import (
 
 	"github.com/portbook/portbook/entry"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -99,6 +100,7 @@ func Dial(target, token string, opts ...grpc.DialOption) (*Client, error) {
 		return nil, fmt.Errorf("log %q: unknown scheme %q: want https or http", target, scheme)
 	}
 	opts = append([]grpc.DialOption{grpc.WithTransportCredentials(creds), grpc.WithUserAgent("portbook")}, opts...)
+	opts = append(opts, grpc.WithStatsHandler(otelgrpc.NewClientHandler())) // no-op until the program traces
 	conn, err := grpc.NewClient("passthrough:///"+address, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("log %q: %w", target, err)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"HTTP", "GRPC"} {
+			for _, name := range []string{"HTTP", "GRPC", "ADMIN"} {
 				l, err := net.Listen("tcp", "127.0.0.1:0")
 				if err != nil {
 					return err
@@ -42,8 +43,10 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"admin":    admin,
 			"code":     code,
 			"env-from": envFrom,
+			"hangup":   hangup,
 			"ready":    ready,
 			"request":  request,
 			"up":       func(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/healthz") },
@@ -107,6 +110,27 @@ func await(ts *testscript.TestScript, path string) {
 			ts.Fatalf("not ready after 10 s: %v", err)
 		}
 	}
+}
+
+// admin STATUS PATH asks the private address and prints the answer.
+func admin(ts *testscript.TestScript, _ bool, args []string) {
+	res, err := http.Get("http://" + ts.Getenv("ADMIN") + args[1])
+	ts.Check(err)
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%s\n", raw)
+	if fmt.Sprint(res.StatusCode) != args[0] {
+		ts.Fatalf("%d, want %s: %s", res.StatusCode, args[0], raw)
+	}
+}
+
+// hangup sends SIGHUP to the program in the background and gives it time to act.
+func hangup(ts *testscript.TestScript, _ bool, _ []string) {
+	for _, c := range ts.BackgroundCmds() {
+		ts.Check(c.Process.Signal(syscall.SIGHUP))
+	}
+	time.Sleep(500 * time.Millisecond) // its answer is in the journal, which a script sees at the end only
 }
 
 // request STATUS METHOD PATH TOKEN [BODY] makes a REST call and prints the answer.

@@ -9,12 +9,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/internal/telemetry"
 	"github.com/portbook/portbook/logserver"
 	"github.com/spf13/cobra"
 )
@@ -47,6 +51,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry, and one token has at most half of them")
 	maxRate := f.Int("max-rate", 100_000, "most submissions a second, of all tokens: a stream is slowed down, a single call refused with a hint to retry")
 	maxReads := f.Int("max-reads", 64, "most lookups and proofs at once over the API, which need no token; tiles are not counted")
+	adminAddr := f.String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics) and profiles (/debug/pprof); default: none")
 	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
 	cli.Require(cmd, "policy")
 	cli.Config(cmd)
@@ -65,19 +70,9 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		if err != nil {
 			return cli.Usage(err)
 		}
-		raw, err := os.ReadFile(*policy)
+		p, err := readPolicy(*policy, signer.Key(), logger)
 		if err != nil {
-			return cli.Usagef("policy: %w", err)
-		}
-		p, err := c2sp.ParsePolicy(raw)
-		if err != nil {
-			return cli.Usagef("policy %s: %w", *policy, err)
-		}
-		if len(p.Logs) == 0 {
-			p.Logs = []c2sp.PolicyLog{{Key: signer.Key()}} // a publish policy need not name its log
-		}
-		for _, line := range p.Explain() {
-			logger.Info("publish policy: " + line)
+			return cli.Usage(err)
 		}
 		tlsConfig, err := tlsFiles(*cert, *certKey)
 		if err != nil {
@@ -107,9 +102,33 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		if err != nil {
 			return errors.Join(err, httpLis.Close(), log.Close())
 		}
+		if *adminAddr != "" {
+			admin, err := serveAdmin(*adminAddr, log, logger)
+			if err != nil {
+				return errors.Join(err, httpLis.Close(), grpcLis.Close(), log.Close())
+			}
+			defer admin.Close()
+		}
+		stopTracing, err := telemetry.Setup(cmd.Context(), "portbook-log", logger)
+		if err != nil {
+			return cli.Usage(errors.Join(err, httpLis.Close(), grpcLis.Close(), log.Close()))
+		}
+		defer stopTracing()
 		logger.Info("serving", "origin", log.Origin(), "http", httpLis.Addr(), "grpc", grpcLis.Addr())
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
+		defer onHangup(func() {
+			p, err := readPolicy(*policy, signer.Key(), logger)
+			if err == nil {
+				err = log.SetPolicy(p)
+			}
+			err = errors.Join(err, log.Tokens.Reload())
+			if err != nil {
+				logger.Error("SIGHUP: not everything was read again; what could not be read stays as it was", "err", err)
+				return
+			}
+			logger.Info("SIGHUP: policy and credentials are read again")
+		})()
 		if *exitOnGuard {
 			go func() {
 				select {
@@ -126,6 +145,59 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		return err
 	}
 	return cmd
+}
+
+// readPolicy reads a publish policy, which need not name its log.
+func readPolicy(path string, key *c2sp.Key, logger *slog.Logger) (*c2sp.Policy, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	p, err := c2sp.ParsePolicy(raw)
+	if err != nil {
+		return nil, fmt.Errorf("policy %s: %w", path, err)
+	}
+	if len(p.Logs) == 0 {
+		p.Logs = []c2sp.PolicyLog{{Key: key}}
+	}
+	for _, line := range p.Explain() {
+		logger.Info("publish policy: " + line)
+	}
+	return p, nil
+}
+
+// serveAdmin serves metrics and profiles on a loopback or private address.
+func serveAdmin(address string, log *logserver.Log, logger *slog.Logger) (*http.Server, error) {
+	if !isPrivate(address) {
+		return nil, cli.Usagef("--admin %s: profiles show the process's memory: want a loopback or private IP address", address)
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	server := &http.Server{Handler: log.Admin(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
+	go func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			logger.Error("metrics are not served any more", "err", err)
+		}
+	}()
+	logger.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return server, nil
+}
+
+// onHangup runs do at each SIGHUP until stop is called.
+func onHangup(do func()) (stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		for range signals {
+			do()
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+	}
 }
 
 // readKey reads a signing key that only its owner can read.
@@ -156,6 +228,17 @@ func tlsFiles(cert, key string) (*tls.Config, error) {
 		return nil, fmt.Errorf("TLS: %w", err)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
+}
+
+// isPrivate reports whether an address to listen on is reached from this host
+// or a private network alone.
+func isPrivate(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && (ip.IsLoopback() || ip.IsPrivate())
 }
 
 func isLoopback(address string) bool {

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/internal/telemetry"
 	"github.com/portbook/portbook/witness"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 )
 
 // shutdownTimeout is how long requests in progress may take once the process
@@ -56,8 +58,13 @@ makes a new one.`,
 		if err != nil {
 			return err
 		}
+		stopTracing, err := telemetry.Setup(cmd.Context(), "portbook-witness", journal)
+		if err != nil {
+			return cli.Usage(errors.Join(err, l.Close()))
+		}
+		defer stopTracing()
 		fmt.Fprintf(cmd.OutOrStdout(), "%s on http://%s/, logs: %d\n", w.Key().Name(), l.Addr(), len(logs))
-		return run(cmd.Context(), l, handler(w, d.Store), journal)
+		return run(cmd.Context(), l, otelhttp.NewHandler(handler(w, d.Store), "witness"), journal)
 	}
 	return cmd
 }

@@ -19,8 +19,10 @@ import (
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client/submit"
 	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/internal/telemetry"
 	"github.com/portbook/portbook/registry/gateway"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 )
 
 // gatewayFlags are the settings of gateway serve, as given.
@@ -115,6 +117,11 @@ func serveGateway(cmd *cobra.Command, f gatewayFlags) error {
 	if err != nil {
 		return errors.Join(err, g.Close())
 	}
+	stopTracing, err := telemetry.Setup(ctx, "portbook-gateway", cfg.Logger)
+	if err != nil {
+		return cli.Usage(errors.Join(err, l.Close(), g.Close()))
+	}
+	defer stopTracing()
 	fmt.Fprintf(cmd.OutOrStdout(), "gateway of %s on http://%s/ (pages: /simple/, uploads: /legacy/)\n", f.registry, l.Addr())
 	return errors.Join(runGateway(ctx, g, l, cfg.Logger), g.Close())
 }
@@ -122,7 +129,7 @@ func serveGateway(cmd *cobra.Command, f gatewayFlags) error {
 // runGateway serves until ctx ends, then lets the requests in progress finish.
 func runGateway(ctx context.Context, g *gateway.Gateway, l net.Listener, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler: g, ReadHeaderTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: otelhttp.NewHandler(g, "gateway"), ReadHeaderTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	ctx, cancel := context.WithCancel(ctx)

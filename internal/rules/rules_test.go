@@ -34,6 +34,7 @@ var rules = []rule{
 	{"internal/cli", nil, nil, "the programs' edge"},
 	{"internal/rules", nil, nil, "tests only"},
 	{"internal/evillog", []string{"entry", "c2sp", "witness"}, nil, "a log that lies, on the real formats; its tests bring the readers"},
+	{"internal/telemetry", nil, nil, "it sets a provider; who is traced knows nothing of it"},
 	{"internal/testsum", nil, nil, "it reads what go test says"},
 	{"internal/world", []string{""}, nil, "a whole system in temporary directories"},
 	{"cmd", []string{""}, nil, "programs wire everything"},
@@ -50,6 +51,7 @@ var onlyFor = []struct {
 }{
 	{"cmd", []string{"cmd"}, "nobody imports programs"},
 	{"internal/cli", []string{"cmd"}, "the edge belongs to programs"},
+	{"internal/telemetry", []string{"cmd"}, "only a program decides where spans go"},
 	{"internal/evillog", []string{"internal/world", "internal/evillog"}, "nothing that is shipped may lie"},
 	{"internal/world", []string{"cmd/demo", "cmd/bench", "internal/world"}, "it is for tests, the demo and the benchmarks"},
 }
