@@ -230,7 +230,7 @@ func (p *publisher) grown() {
 
 var errNothingNew = errors.New("nothing new to publish")
 
-// round signs the integrated tree, gathers a quorum and publishes.
+// round publishes the integrated tree if there is anything new about it.
 func (p *publisher) round(ctx context.Context, refresh bool) error {
 	size, err := p.size(ctx)
 	if err != nil {
