@@ -13,6 +13,7 @@ trap 'rm -rf "$tmp"' EXIT
 # What the tests use besides Go, and what to look for.
 neighbours=(
 	"python3:python3" "pip:python3-pip" "twine:twine" "shellcheck:shellcheck" "systemd-analyze:systemd"
+	"postgres:postgresql" "mariadbd:mariadb-server"
 )
 # Real wheels that the tests upload and install.
 wheels=(pip setuptools wheel)
@@ -20,7 +21,8 @@ wheels=(pip setuptools wheel)
 have() {
 	case $1 in
 	pip) /usr/bin/python3 -m pip --version >/dev/null 2>&1 ;;
-	*) command -v "$1" >/dev/null 2>&1 ;;
+	postgres) compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null ;; # not on the PATH in Debian
+	*) command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] ;;
 	esac
 }
 

@@ -30,6 +30,8 @@ var rules = []rule{
 	{"client/submit", []string{"entry", "proto", "client"}, nil, "gRPC stays out of package client"},
 	{"registry", []string{"entry", "c2sp", "client", "registry"}, []string{"github.com/transparency-dev/tessera", "github.com/google/trillian"}, "it speaks to registries, and believes what client verified"},
 	{"logserver", []string{"entry", "c2sp", "proto", "attest"}, nil, "the log does not verify itself with the clients' code"},
+	{"logserver/trillian", nil, nil, "a storage engine moves bytes"},
+	{"logserver/enginetest", nil, nil, "it knows engines by Tessera's interface alone"},
 	{"monitor", []string{"entry", "c2sp", "proto", "client", "attest", "monitor"}, []string{"github.com/transparency-dev/tessera/storage"}, "it judges the log from outside, with what anyone has"},
 	{"internal/cli", nil, nil, "the programs' edge"},
 	{"internal/rules", nil, nil, "tests only"},
@@ -53,6 +55,8 @@ var onlyFor = []struct {
 	{"internal/cli", []string{"cmd"}, "the edge belongs to programs"},
 	{"internal/telemetry", []string{"cmd"}, "only a program decides where spans go"},
 	{"internal/evillog", []string{"internal/world", "internal/evillog"}, "nothing that is shipped may lie"},
+	{"logserver/trillian/trilliantest", []string{"cmd/bench", "logserver/trillian/trilliantest"}, "it starts databases: for tests and benchmarks"},
+	{"logserver/enginetest", []string{"logserver/enginetest"}, "it is for tests"},
 	{"internal/world", []string{"cmd/demo", "cmd/bench", "internal/world"}, "it is for tests, the demo and the benchmarks"},
 }
 
