@@ -44,6 +44,7 @@ func (l *Log) Handler(rest pb.LogClient) (http.Handler, error) {
 		}),
 		// The gateway hands on Authorization by itself; nothing else is wanted.
 		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithMetadata(l.rest.annotate),
 	)
 	if err := pb.RegisterLogHandlerClient(context.Background(), gw, rest); err != nil {
 		return nil, err
@@ -78,14 +79,20 @@ func (l *Log) restBodies(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet || r.Method == http.MethodHead {
 			r.Body = http.NoBody
+			r, leave := l.rest.enter(r, restCall{presented: presentedBy(r)})
+			defer leave()
 			next.ServeHTTP(w, r)
 			return
 		}
-		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), bearerPrefix)
-		if _, err := l.Tokens.authenticate(bearer); err != nil {
+		shown := presentedBy(r)
+		by, err := l.Tokens.authenticate(r.Context(), shown)
+		if err != nil {
+			l.refused(shown.peer, "", err)
 			problemHandler(r.Context(), nil, nil, w, r, (&service{log: l}).fail(err))
 			return
 		}
+		r, leave := l.rest.enter(r, restCall{shown, &by})
+		defer leave()
 		if strings.HasSuffix(r.URL.Path, ":stream") {
 			r.Body = http.MaxBytesReader(w, r.Body, maxStream)
 			next.ServeHTTP(w, r)

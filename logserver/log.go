@@ -70,7 +70,7 @@ type Log struct {
 	board  *board
 	seq    sequencing // nil if the write side could not be opened
 	lookup *lookup
-	Tokens *TokenFile
+	Tokens *Credentials
 	// ended is closed when nothing more will be published here; trouble is why
 	// the last round published nothing, nil if it did. Both are set if seq is.
 	ended   <-chan struct{}
@@ -90,6 +90,9 @@ type Log struct {
 	conflictsOf *limits      // of conflict entries, by credential and project
 	rates       *limits      // of submissions, by credential
 	rate        *rate.Limiter
+	quotas      *quotas   // of new entries, by credential and project
+	refusals    *refusals // of callers and entries, because of who asks
+	rest        restCalls
 
 	testReading func() // called in tests while a read counts as under way
 
@@ -154,6 +157,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		cfg: cfg, src: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
 		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
 		rate: rate.NewLimiter(rate.Limit(cfg.MaxRate), cfg.MaxRate), admission: admission{of: map[string]int{}},
+		quotas: newQuotas(cfg.Now), refusals: newRefusals(),
 		witnesses: witnesses,
 		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
@@ -430,6 +434,9 @@ func (l *Log) release() error {
 	if l.stop != nil {
 		l.stop()
 	}
+	if l.Tokens != nil {
+		l.Tokens.oidc.end()
+	}
 	l.working.Wait()
 	var err error
 	if l.engine != nil {
@@ -460,9 +467,10 @@ type Ack struct {
 
 // ticket is a submission that has been queued.
 type ticket struct {
-	sub *submission
-	log *Log
-	by  string // ID of the credential
+	sub     *submission
+	log     *Log
+	by      string // ID of the credential
+	charged charge // to its quota
 
 	queued time.Time
 }
@@ -522,7 +530,7 @@ func (l *Log) read() (done func(), err error) {
 
 // queue admits e on behalf of a credential and hands it to the sequencer.
 // The caller must call the ticket's wait or abandon exactly once.
-func (l *Log) queue(ctx context.Context, by Token, e *entry.Entry) (*ticket, error) {
+func (l *Log) queue(ctx context.Context, by Credential, e *entry.Entry) (*ticket, error) {
 	if s := l.Status(); !s.Writable {
 		return nil, fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
 	}
@@ -539,19 +547,22 @@ func (l *Log) queue(ctx context.Context, by Token, e *entry.Entry) (*ticket, err
 	if err := l.admission.enter(by.ID, l.cfg.MaxInFlight); err != nil {
 		return nil, err
 	}
+	charged, err := l.quotas.take(by, &own)
 	switch { // refused for another reason, it uses up no rate
+	case err != nil:
 	case !l.rates.allow(by.ID, by.Rate):
-		err = fmt.Errorf("%w: this token may log %d entries a second", ErrOverloaded, by.Rate)
+		err = &limitError{reasonRate, fmt.Sprintf("this token may log %d entries a second", by.Rate), time.Second}
 	case !l.rate.Allow():
 		err = fmt.Errorf("%w: the log takes %d entries a second", ErrOverloaded, l.cfg.MaxRate)
 	default:
 		err = l.seq.submit(ctx, sub)
 	}
 	if err != nil {
+		charged.back()
 		l.admission.leave(by.ID)
 		return nil, err
 	}
-	return &ticket{sub, l, by.ID, time.Now()}, nil
+	return &ticket{sub, l, by.ID, charged, time.Now()}, nil
 }
 
 // wait returns the acknowledgement once the entry is covered by a published
@@ -569,6 +580,9 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 		}
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: %w", ErrNotPublished, ctx.Err())
+	}
+	if t.sub.err != nil || !t.sub.fresh {
+		t.charged.back() // nothing new was logged for it
 	}
 	if t.sub.err != nil {
 		return nil, t.sub.err
@@ -600,7 +614,7 @@ func (t *ticket) wait(ctx context.Context) (*Ack, error) {
 
 // Submit logs e on behalf of a credential and waits for its acknowledgement,
 // at most Config.MaxWait.
-func (l *Log) Submit(ctx context.Context, by Token, e *entry.Entry) (*Ack, error) {
+func (l *Log) Submit(ctx context.Context, by Credential, e *entry.Entry) (*Ack, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.MaxWait)
 	defer cancel()
 	t, err := l.queue(ctx, by, e)

@@ -53,7 +53,7 @@ func newMetrics(l *Log) *metrics {
 		}
 		return 0
 	}
-	m.registry.MustRegister(m.submitted, m.refused, m.published, m.cosigned,
+	m.registry.MustRegister(l.refusals, m.submitted, m.refused, m.published, m.cosigned,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge("portbook_log_tree_size", "Entries under the published checkpoint.", func() float64 { return float64(l.Published().Size) })
 	gauge("portbook_log_checkpoint_age_seconds", "Since the quorum cosigned the published checkpoint, by the witnesses' clocks; -1 without one.", func() float64 {

@@ -35,7 +35,7 @@ func (l *Log) Serve(ctx context.Context, grpcLis, httpLis net.Listener, tlsConfi
 	}
 	outer := l.GRPC(opts...)
 	// REST calls take the same way as gRPC calls, in memory.
-	inner := l.GRPC(grpc.MaxConcurrentStreams(1 << 20)) // one connection for all; Config.MaxInFlight bounds it
+	inner := l.grpcServer(&l.rest, grpc.MaxConcurrentStreams(1<<20)) // one connection for all; Config.MaxInFlight bounds it
 	memory := bufconn.Listen(1 << 20)
 	conn, err := grpc.NewClient("passthrough:///rest", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return memory.DialContext(ctx) }))

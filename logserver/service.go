@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/portbook/portbook/entry"
@@ -21,7 +20,6 @@ import (
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -30,22 +28,25 @@ import (
 // service implements pb.LogServer.
 type service struct {
 	pb.UnimplementedLogServer
-	log *Log
+	log  *Log
+	rest *restCalls // of the inner server, which answers REST calls; nil of the outer one
 }
 
 const (
-	maxMessage   = 64 << 10 // of one request; an entry is at most 4 KiB
-	maxStream    = 16 << 20 // of one REST stream
-	streamAhead  = 16384    // entries of one stream that wait for their acknowledgement
-	maxPage      = 1000
-	defaultPage  = 100
-	maxProofs    = 100
-	retryAfter   = 2 * time.Second
-	bearerPrefix = "Bearer "
+	maxMessage  = 64 << 10 // of one request; an entry is at most 4 KiB
+	maxStream   = 16 << 20 // of one REST stream
+	streamAhead = 16384    // entries of one stream that wait for their acknowledgement
+	maxPage     = 1000
+	defaultPage = 100
+	maxProofs   = 100
+	retryAfter  = 2 * time.Second
 )
 
 // GRPC returns the log's gRPC server.
-func (l *Log) GRPC(opts ...grpc.ServerOption) *grpc.Server {
+func (l *Log) GRPC(opts ...grpc.ServerOption) *grpc.Server { return l.grpcServer(nil, opts...) }
+
+// grpcServer is the log's gRPC server; with rest, the inner one of REST calls.
+func (l *Log) grpcServer(rest *restCalls, opts ...grpc.ServerOption) *grpc.Server {
 	opts = append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(16 << 10),
@@ -55,7 +56,7 @@ func (l *Log) GRPC(opts ...grpc.ServerOption) *grpc.Server {
 		grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))),
 	}, opts...)
 	s := grpc.NewServer(opts...)
-	pb.RegisterLogServer(s, &service{log: l})
+	pb.RegisterLogServer(s, &service{log: l, rest: rest})
 	healthpb.RegisterHealthServer(s, health{log: l})
 	return s
 }
@@ -74,16 +75,6 @@ func (h health) Check(context.Context, *healthpb.HealthCheckRequest) (*healthpb.
 	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
 }
 
-// credential finds who calls.
-func (s *service) credential(ctx context.Context) (Token, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get("authorization")
-	if len(values) != 1 || !strings.HasPrefix(values[0], bearerPrefix) {
-		return Token{}, errNoCredential
-	}
-	return s.log.Tokens.authenticate(strings.TrimPrefix(values[0], bearerPrefix))
-}
-
 // Submit implements pb.LogServer.
 func (s *service) Submit(ctx context.Context, req *pb.SubmitRequest) (*pb.SubmitResponse, error) {
 	by, err := s.credential(ctx)
@@ -92,7 +83,7 @@ func (s *service) Submit(ctx context.Context, req *pb.SubmitRequest) (*pb.Submit
 	}
 	ack, err := s.log.Submit(ctx, by, fromProto(req.GetEntry()))
 	if err != nil {
-		return nil, s.fail(err)
+		return nil, s.fail(s.refusedEntry(ctx, by, err))
 	}
 	return &pb.SubmitResponse{Index: ack.Index, Proof: ack.Proof.Bytes()}, nil
 }
@@ -155,7 +146,7 @@ func (s *service) SubmitStream(stream grpc.BidiStreamingServer[pb.SubmitRequest,
 			done()
 		}
 		if err != nil {
-			res.Outcome = &pb.SubmitStreamResponse_Error{Error: streamError(s.fail(err))}
+			res.Outcome = &pb.SubmitStreamResponse_Error{Error: streamError(s.fail(s.refusedEntry(ctx, by, err)))}
 		} else {
 			res.Outcome = &pb.SubmitStreamResponse_Logged{Logged: &pb.SubmitResponse{Index: ack.Index, Proof: ack.Proof.Bytes()}}
 		}
@@ -167,11 +158,15 @@ func (s *service) SubmitStream(stream grpc.BidiStreamingServer[pb.SubmitRequest,
 
 // queueOne queues an entry of a stream, waiting while the server is full or the
 // credential's rate is used up: a stream is slowed down, not refused.
-func (s *service) queueOne(ctx context.Context, by Token, e *entry.Entry) (*ticket, error) {
+func (s *service) queueOne(ctx context.Context, by Credential, e *entry.Entry) (*ticket, error) {
 	for {
+		if err := s.log.Tokens.stillGood(ctx, by); err != nil {
+			return nil, err // a stream is long: it was revoked since
+		}
 		t, err := s.log.queue(ctx, by, e)
-		if !errors.Is(err, ErrOverloaded) {
-			return t, err
+		var limit *limitError
+		if !errors.Is(err, ErrOverloaded) || errors.As(err, &limit) && limit.reason == reasonQuota {
+			return t, err // a quota is for a day: that is too long to wait
 		}
 		if !sleep(ctx, 20*time.Millisecond) {
 			return nil, ctx.Err()
@@ -338,6 +333,10 @@ func (s *service) status(err error) error {
 		return st.Err()
 	}
 	retry := &errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)}
+	var limit *limitError
+	if errors.As(err, &limit) && limit.after > retryAfter {
+		retry.RetryDelay = durationpb.New(limit.after)
+	}
 	switch {
 	case errors.As(err, &field):
 		return info(codes.InvalidArgument, "INVALID_ENTRY", map[string]string{"field": field.Field})
@@ -351,6 +350,10 @@ func (s *service) status(err error) error {
 		return info(codes.NotFound, "NOT_FOUND", nil)
 	case errors.Is(err, errNoCredential):
 		return info(codes.Unauthenticated, "UNAUTHENTICATED", nil)
+	case errors.Is(err, errCannotCheck):
+		return info(codes.Unavailable, "CANNOT_CHECK", nil, retry)
+	case limit != nil && limit.reason == reasonQuota:
+		return info(codes.ResourceExhausted, "QUOTA", nil, retry)
 	case errors.Is(err, ErrOverloaded):
 		return info(codes.ResourceExhausted, "OVERLOADED", nil, retry)
 	case errors.Is(err, ErrNotPublished):

@@ -1,7 +1,9 @@
 package logserver
 
-// Who may submit: bearer tokens, each bound to one registry, one claim and a
-// set of kinds. Only a hash of the secret is stored.
+// Who may submit: credentials, each bound to one registry, one claim and a set
+// of kinds. A credential is shown as a bearer token, by a client certificate
+// (auth_cert.go) or by a workload token of an OIDC issuer (auth_oidc.go). Of a
+// bearer token only a hash is stored.
 //
 // Who can read tokens.json learns what each credential may do, and no secret.
 // Who can change it can submit entries in any registry's name: they are logged,
@@ -9,6 +11,7 @@ package logserver
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -22,113 +25,144 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/portbook/portbook/entry"
 )
 
-// Token is one credential, without its secret.
-type Token struct {
+// Credential is a right to submit, without its secret. Exactly one of Hash,
+// OIDC and Cert says how it is shown.
+type Credential struct {
 	ID       string       `json:"id"`                // public name, 16 hex digits
-	Hash     string       `json:"hash"`              // hex SHA-256 of the secret
+	Hash     string       `json:"hash,omitempty"`    // bearer token: hex SHA-256 of the secret
+	Old      []OldSecret  `json:"old,omitempty"`     // bearer token: what Rotate replaced and has not ended
+	OIDC     *OIDCRule    `json:"oidc,omitempty"`    // workload token
+	Cert     *CertRule    `json:"cert,omitempty"`    // client certificate
 	Registry string       `json:"registry"`          // the only registry it may name
 	Claim    entry.Claim  `json:"claim"`             // index or observed
 	Kinds    []entry.Kind `json:"kinds"`             // what it may log
-	Rate     int          `json:"rate,omitempty"`    // entries a second; 0: no limit of its own
+	Rate     int          `json:"rate,omitempty"`    // entries a second, of the whole credential; 0: no limit of its own
+	Quota    int          `json:"quota,omitempty"`   // new entries a day (UTC) for each project; 0: no limit
 	Created  string       `json:"created"`           // entry.TimeFormat
 	Note     string       `json:"note,omitempty"`    // for people
 	Ends     string       `json:"ends,omitempty"`    // entry.TimeFormat; absent: until revoked
 	Revoked  string       `json:"revoked,omitempty"` // entry.TimeFormat
+
+	until time.Time // of what was shown this time; zero: no end of its own
 }
 
-const tokenPrefix = "pbt"
+// OldSecret is a secret that was replaced, good until Ends.
+type OldSecret struct {
+	Hash string `json:"hash"` // hex SHA-256
+	Ends string `json:"ends"` // entry.TimeFormat
+}
 
-// secretSize is in bytes: too many to guess, so a plain hash is enough.
-const secretSize = 32
+const (
+	tokenPrefix = "pbt"
+	// secretSize is in bytes: too many to guess, so a plain hash is enough.
+	secretSize = 32
+	// maxOld secrets of one credential are valid beside the newest.
+	maxOld = 4
+)
 
-// TokenFile is the credentials file of a log. It is read again when it changes,
-// at most twice a second. While it cannot be read it vouches for nobody.
-type TokenFile struct {
-	path  string
+// credentialStore is where the list of credentials is kept as one JSON
+// document: a file, which several frontends can share, or a row of a database.
+type credentialStore interface {
+	// read returns the document and its version, or no document if its version
+	// is still the one given. An absent document is an empty one.
+	read(ctx context.Context, version string) (raw []byte, now string, err error)
+	// change replaces the document, durably and one change at a time, by what do
+	// makes of it.
+	change(ctx context.Context, do func(raw []byte) ([]byte, error)) error
+}
+
+// Credentials are those that a log knows. They are read again when they
+// change, at most twice a second. While they cannot be read nobody is vouched
+// for.
+type Credentials struct {
+	store credentialStore
 	now   func() time.Time
-	every time.Duration // between two looks at the file; only tests change it
+	every time.Duration // between two looks at the store; only tests change it
+	oidc  *issuers
 
 	mu      sync.Mutex
-	tokens  map[string]Token // guarded by mu; by ID
-	stamp   fs.FileInfo      // guarded by mu; of the file that tokens was read from
-	checked time.Time        // guarded by mu
-	broken  error            // guarded by mu; why the file could not be read
+	byID    map[string]Credential // guarded by mu
+	version string                // guarded by mu; what byID was read from
+	checked time.Time             // guarded by mu
+	broken  error                 // guarded by mu; why the store could not be read
 }
 
-// OpenTokens reads the credentials at path; a missing file holds none. With an
-// error it returns a TokenFile all the same, which vouches for nobody until the
-// file can be read.
-func OpenTokens(path string, now func() time.Time) (*TokenFile, error) {
-	f := &TokenFile{path: path, now: now, every: 500 * time.Millisecond}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f, f.load()
+// OpenTokens reads the credentials in the file at path; a missing file holds
+// none. With an error it returns Credentials all the same, which vouch for
+// nobody until the file can be read.
+func OpenTokens(path string, now func() time.Time) (*Credentials, error) {
+	return openCredentials(context.Background(), credentialFile(path), now)
 }
 
-func (f *TokenFile) load() error {
-	f.checked = time.Now()
-	f.broken = f.read()
-	if f.broken != nil {
-		f.tokens, f.stamp = nil, nil
-	}
-	return f.broken
+func openCredentials(ctx context.Context, store credentialStore, now func() time.Time) (*Credentials, error) {
+	c := &Credentials{store: store, now: now, every: 500 * time.Millisecond, oidc: newIssuers(now)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c, c.load(ctx)
 }
 
-// Reload reads the file now. While it cannot be read it vouches for nobody.
-func (f *TokenFile) Reload() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.load()
+// storeLimit is how long reading the store may take: nobody is let in meanwhile.
+const storeLimit = 2 * time.Second
+
+// load reads the store if it has changed; c.mu is held.
+func (c *Credentials) load(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeLimit)
+	defer cancel()
+	raw, version, err := c.store.read(ctx, c.version)
+	c.checked = time.Now()
+	if err == nil && version != c.version {
+		var byID map[string]Credential
+		if byID, err = parseCredentials(raw); err == nil {
+			c.byID, c.version = byID, version
+		}
+	}
+	if c.broken = err; err != nil {
+		c.byID, c.version = nil, ""
+	}
+	return err
 }
 
-func (f *TokenFile) read() error {
-	info, err := os.Lstat(f.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		f.tokens, f.stamp = nil, nil
-		return nil
+// Reload reads the store now. While it cannot be read nobody is vouched for.
+func (c *Credentials) Reload() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.load(context.Background())
+}
+
+// parseCredentials reads the JSON document; an empty one holds none.
+func parseCredentials(raw []byte) (map[string]Credential, error) {
+	if len(raw) == 0 {
+		return nil, nil
 	}
-	if err != nil {
-		return fmt.Errorf("tokens: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("tokens: %s must be a plain file that only its owner can read (chmod 600)", f.path)
-	}
-	if f.stamp != nil && os.SameFile(info, f.stamp) && info.ModTime().Equal(f.stamp.ModTime()) && info.Size() == f.stamp.Size() {
-		return nil
-	}
-	raw, err := os.ReadFile(f.path)
-	if err != nil {
-		return fmt.Errorf("tokens: %w", err)
-	}
-	var list []Token
+	var list []Credential
 	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields() // a misspelt "revoked" must not leave a token valid
+	dec.DisallowUnknownFields() // a misspelt "revoked" must not leave a credential valid
 	if err := dec.Decode(&list); err != nil {
-		return fmt.Errorf("tokens: %s: %w", f.path, err)
+		return nil, fmt.Errorf("credentials: %w", err)
 	}
 	if dec.More() {
-		return fmt.Errorf("tokens: %s: more than one list", f.path)
+		return nil, errors.New("credentials: more than one list")
 	}
-	tokens := make(map[string]Token, len(list))
+	byID := make(map[string]Credential, len(list))
 	for _, t := range list {
 		if err := t.check(); err != nil {
-			return fmt.Errorf("tokens: %s: token %q: %w", f.path, t.ID, err)
+			return nil, fmt.Errorf("credentials: %q: %w", t.ID, err)
 		}
-		if _, twice := tokens[t.ID]; twice {
-			return fmt.Errorf("tokens: %s: token %q stands twice", f.path, t.ID)
+		if _, twice := byID[t.ID]; twice {
+			return nil, fmt.Errorf("credentials: %q stands twice", t.ID)
 		}
-		tokens[t.ID] = t
+		byID[t.ID] = t
 	}
-	f.tokens, f.stamp = tokens, info
-	return nil
+	return byID, nil
 }
 
-func (t Token) check() error {
+func (t Credential) check() error {
 	if err := entry.CheckRegistry(t.Registry); err != nil {
 		return err
 	}
@@ -136,141 +170,268 @@ func (t Token) check() error {
 		return fmt.Errorf("claim %q is not one that a credential can have: index or observed", t.Claim)
 	}
 	if len(t.Kinds) == 0 {
-		return errors.New("no kinds: the token could log nothing")
+		return errors.New("no kinds: the credential could log nothing")
 	}
 	for _, k := range t.Kinds {
 		if !slices.Contains(k.Claims(), t.Claim) {
 			return fmt.Errorf("kind %q does not exist with claim %s", k, t.Claim)
 		}
 	}
-	if id, err := hex.DecodeString(t.ID); err != nil || len(id) != 8 {
-		return errors.New("id is not 16 hex digits")
+	if id, err := hex.DecodeString(t.ID); err != nil || len(id) != 8 || hex.EncodeToString(id) != t.ID {
+		return errors.New("id is not 16 lower-case hex digits")
 	}
-	if t.Rate < 0 {
-		return errors.New("rate is negative")
+	if t.Rate < 0 || t.Quota < 0 {
+		return errors.New("rate or quota is negative")
 	}
-	if h, err := hex.DecodeString(t.Hash); err != nil || len(h) != sha256.Size {
-		return errors.New("hash is not a SHA-256 in hex")
+	ways := 0
+	for _, has := range []bool{t.Hash != "", t.OIDC != nil, t.Cert != nil} {
+		if has {
+			ways++
+		}
 	}
-	for _, at := range []string{t.Ends, t.Revoked} {
+	if ways != 1 {
+		return errors.New("want exactly one of hash, oidc and cert")
+	}
+	if t.Hash == "" && len(t.Old) > 0 || len(t.Old) > maxOld {
+		return fmt.Errorf("old secrets: a bearer token has at most %d, others none", maxOld)
+	}
+	times := []string{t.Ends, t.Revoked}
+	hashes := []string{t.Hash}
+	for _, old := range t.Old {
+		if old.Ends == "" {
+			return errors.New("an old secret has no end")
+		}
+		times, hashes = append(times, old.Ends), append(hashes, old.Hash)
+	}
+	for _, h := range hashes {
+		if t.Hash == "" {
+			break
+		}
+		if h, err := hex.DecodeString(h); err != nil || len(h) != sha256.Size {
+			return errors.New("hash is not a SHA-256 in hex")
+		}
+	}
+	for _, at := range times {
 		if _, err := time.Parse(entry.TimeFormat, at); at != "" && err != nil {
 			return fmt.Errorf("time %q: want %s", at, entry.TimeFormat)
 		}
 	}
+	switch {
+	case t.OIDC != nil:
+		return t.OIDC.check()
+	case t.Cert != nil:
+		return t.Cert.check()
+	}
 	return nil
 }
 
-// Create adds a credential and returns its secret, which is shown once and
-// stored nowhere.
-func (f *TokenFile) Create(t Token) (Token, string, error) {
+// Create adds a credential. If it has no rule for certificates or workload
+// tokens it becomes a bearer token, whose secret is returned: it is shown once
+// and stored nowhere.
+func (c *Credentials) Create(t Credential) (Credential, string, error) {
 	var id [8]byte
-	secret := make([]byte, secretSize)
 	rand.Read(id[:])
-	rand.Read(secret)
-	sum := sha256.Sum256(secret)
-	t.ID, t.Hash, t.Created = hex.EncodeToString(id[:]), hex.EncodeToString(sum[:]), f.now().UTC().Format(entry.TimeFormat)
+	t.ID, t.Created, t.Hash = hex.EncodeToString(id[:]), c.stamp(0), ""
+	var secret string
+	if t.OIDC == nil && t.Cert == nil {
+		secret, t.Hash = newSecret(t.ID)
+	}
 	if err := t.check(); err != nil {
 		return t, "", err
 	}
-	return t, tokenPrefix + "_" + t.ID + "_" + base64.RawURLEncoding.EncodeToString(secret),
-		f.change(func(list []Token) ([]Token, error) { return append(list, t), nil })
-}
-
-// Revoke ends a credential now.
-func (f *TokenFile) Revoke(id string) error {
-	return f.change(func(list []Token) ([]Token, error) {
-		for i := range list {
-			if list[i].ID == id {
-				if list[i].Revoked == "" {
-					list[i].Revoked = f.now().UTC().Format(entry.TimeFormat)
-				}
-				return list, nil
+	return t, secret, c.change(func(list []Credential) ([]Credential, error) {
+		for _, other := range list {
+			if other.Revoked == "" && t.Hash == "" && sameRule(t, other) {
+				return nil, fmt.Errorf("credential %s has the same rule: who shows it could be taken for either; revoke that one first", other.ID)
 			}
 		}
-		return nil, fmt.Errorf("no token has the ID %q: list them to see which there are", id)
+		return append(list, t), nil
 	})
 }
 
-func (f *TokenFile) change(do func([]Token) ([]Token, error)) error {
-	lock, err := lockFile(f.path + ".lock")
-	for deadline := time.Now().Add(2 * time.Second); err != nil; lock, err = lockFile(f.path + ".lock") {
-		var held *LockedError // somebody else is changing it right now
-		if !errors.As(err, &held) || time.Now().After(deadline) {
-			return err
+// newSecret makes the text of a bearer token, and the hash that is kept.
+func newSecret(id string) (token, hash string) {
+	secret := make([]byte, secretSize)
+	rand.Read(secret)
+	sum := sha256.Sum256(secret)
+	return tokenPrefix + "_" + id + "_" + base64.RawURLEncoding.EncodeToString(secret), hex.EncodeToString(sum[:])
+}
+
+// stamp is the time in so long, as credentials have it.
+func (c *Credentials) stamp(in time.Duration) string {
+	return c.now().UTC().Add(in).Format(entry.TimeFormat)
+}
+
+// Rotate gives a bearer token a new secret, which is returned. The one that it
+// replaces is good for the overlap yet.
+func (c *Credentials) Rotate(id string, overlap time.Duration) (secret string, err error) {
+	err = c.change(func(list []Credential) ([]Credential, error) {
+		t, err := pick(list, id)
+		if err != nil {
+			return nil, err
 		}
-		time.Sleep(10 * time.Millisecond)
+		now := c.stamp(0)
+		switch {
+		case t.Hash == "":
+			return nil, fmt.Errorf("%s is not a bearer token: its key is changed where it is shown", id)
+		case t.Revoked != "":
+			return nil, fmt.Errorf("token %s is revoked: make another", id)
+		case t.Ends != "" && now >= t.Ends:
+			return nil, fmt.Errorf("token %s has ended: make another", id)
+		}
+		t.Old = slices.DeleteFunc(t.Old, func(o OldSecret) bool { return now >= o.Ends })
+		if overlap > 0 {
+			if len(t.Old) == maxOld {
+				return nil, fmt.Errorf("token %s has %d old secrets that are still good: wait until one ends, or rotate without an overlap", id, maxOld)
+			}
+			t.Old = append(t.Old, OldSecret{t.Hash, c.stamp(overlap)})
+		} else {
+			t.Old = nil
+		}
+		secret, t.Hash = newSecret(id)
+		return list, nil
+	})
+	return secret, err
+}
+
+// Revoke ends a credential now, with all its secrets.
+func (c *Credentials) Revoke(id string) error {
+	return c.change(func(list []Credential) ([]Credential, error) {
+		t, err := pick(list, id)
+		if err != nil {
+			return nil, err
+		}
+		if t.Revoked == "" {
+			t.Revoked = c.stamp(0)
+		}
+		return list, nil
+	})
+}
+
+func pick(list []Credential, id string) (*Credential, error) {
+	for i := range list {
+		if list[i].ID == id {
+			return &list[i], nil
+		}
 	}
-	defer lock.release()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.load(); err != nil {
-		return err
-	}
-	list, err := do(f.sorted())
+	return nil, fmt.Errorf("no token has the ID %q: list them to see which there are", id)
+}
+
+func (c *Credentials) change(do func([]Credential) ([]Credential, error)) error {
+	ctx := context.Background()
+	err := c.store.change(ctx, func(raw []byte) ([]byte, error) {
+		byID, err := parseCredentials(raw)
+		if err != nil {
+			return nil, err
+		}
+		list, err := do(sorted(byID))
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range list {
+			if err := t.check(); err != nil {
+				return nil, fmt.Errorf("credential %q: %w", t.ID, err)
+			}
+		}
+		raw, err = json.MarshalIndent(list, "", "  ")
+		return append(raw, '\n'), err
+	})
 	if err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(list, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := writeDurably(f.path, append(raw, '\n'), 0o600); err != nil {
-		return fmt.Errorf("tokens: %w", err)
-	}
-	return f.load()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.load(ctx)
 }
 
 // List returns all credentials, oldest first.
-func (f *TokenFile) List() []Token {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.sorted()
+func (c *Credentials) List() []Credential {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return sorted(c.byID)
 }
 
-func (f *TokenFile) sorted() []Token {
-	list := make([]Token, 0, len(f.tokens))
-	for _, t := range f.tokens {
+func sorted(byID map[string]Credential) []Credential {
+	list := make([]Credential, 0, len(byID))
+	for _, t := range byID {
 		list = append(list, t)
 	}
-	slices.SortFunc(list, func(a, b Token) int { return strings.Compare(a.Created+a.ID, b.Created+b.ID) })
+	slices.SortFunc(list, func(a, b Credential) int { return strings.Compare(a.Created+a.ID, b.Created+b.ID) })
 	return list
 }
 
-// errNoCredential says that a request carries no valid credential. It does not
-// say why: a guess is not to be helped.
-var errNoCredential = errors.New("no valid token: send Authorization: Bearer TOKEN, made by portbook-log token create")
+// current is the credentials by ID, read again if that is due. The map is not
+// changed afterwards.
+func (c *Credentials) current(ctx context.Context) (map[string]Credential, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.checked) > c.every {
+		c.load(ctx)
+	}
+	if c.broken != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStorage, c.broken)
+	}
+	return c.byID, nil
+}
 
-// authenticate finds the credential of a bearer token.
-func (f *TokenFile) authenticate(bearer string) (Token, error) {
-	f.mu.Lock()
-	if time.Since(f.checked) > f.every {
-		f.load()
+// stillGood asks again whether a credential that was good is so: streams are
+// long, and it may have been revoked since.
+func (c *Credentials) stillGood(ctx context.Context, was Credential) error {
+	byID, err := c.current(ctx)
+	if err != nil {
+		return err
 	}
-	if f.broken != nil {
-		defer f.mu.Unlock()
-		return Token{}, fmt.Errorf("%w: %w", ErrStorage, f.broken)
+	t, ok := byID[was.ID]
+	if !ok {
+		return &refusal{reason: reasonUnknown, id: was.ID}
 	}
-	parts := strings.Split(bearer, "_")
-	var t Token
-	if len(parts) >= 3 {
-		t = f.tokens[parts[1]]
+	if !was.until.IsZero() && !c.now().Before(was.until) {
+		return &refusal{reason: reasonExpired, id: was.ID}
 	}
-	f.mu.Unlock()
-	if len(parts) < 3 || parts[0] != tokenPrefix || t.ID == "" {
-		return Token{}, errNoCredential
+	return c.live(t)
+}
+
+// live says whether a credential is neither revoked nor at its end.
+func (c *Credentials) live(t Credential) error {
+	switch {
+	case t.Revoked != "":
+		return &refusal{reason: reasonRevoked, id: t.ID}
+	case t.Ends != "" && c.stamp(0) >= t.Ends:
+		return &refusal{reason: reasonExpired, id: t.ID}
+	}
+	return nil
+}
+
+// bearer finds the credential of a bearer token.
+func (c *Credentials) bearer(byID map[string]Credential, token string) (Credential, error) {
+	parts := strings.Split(token, "_")
+	if len(parts) < 3 || parts[0] != tokenPrefix {
+		return Credential{}, &refusal{reason: reasonMalformed}
+	}
+	t, ok := byID[parts[1]]
+	if !ok || t.Hash == "" {
+		return Credential{}, &refusal{reason: reasonUnknown}
 	}
 	secret, err := base64.RawURLEncoding.Strict().DecodeString(strings.Join(parts[2:], "_"))
 	if err != nil || len(secret) != secretSize {
-		return Token{}, errNoCredential
+		return Credential{}, &refusal{reason: reasonSecret, id: t.ID}
 	}
 	sum := sha256.Sum256(secret)
-	if subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(t.Hash)) != 1 {
-		return Token{}, errNoCredential
+	is := func(hash string) bool {
+		return subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(hash)) == 1
 	}
-	if t.Revoked != "" || t.Ends != "" && f.now().UTC().Format(entry.TimeFormat) >= t.Ends {
-		return Token{}, errNoCredential
+	if !is(t.Hash) {
+		old := slices.IndexFunc(t.Old, func(o OldSecret) bool { return is(o.Hash) })
+		if old < 0 {
+			return Credential{}, &refusal{reason: reasonSecret, id: t.ID}
+		}
+		if ends := t.Old[old].Ends; c.stamp(0) >= ends {
+			return Credential{}, &refusal{reason: reasonExpired, id: t.ID}
+		} else if t.until, err = time.Parse(entry.TimeFormat, ends); err != nil {
+			return Credential{}, err
+		}
 	}
-	return t, nil
+	return t, c.live(t)
 }
 
 // NotAllowedError says that a credential does not reach as far as an entry asks.
@@ -279,7 +440,7 @@ type NotAllowedError struct{ Field, Reason string }
 func (e *NotAllowedError) Error() string { return e.Field + ": " + e.Reason }
 
 // bind fills in what the credential decides and refuses what it does not allow.
-func (t Token) bind(e *entry.Entry) error {
+func (t Credential) bind(e *entry.Entry) error {
 	if e.Registry == "" {
 		e.Registry = t.Registry
 	}
@@ -296,3 +457,62 @@ func (t Token) bind(e *entry.Entry) error {
 	}
 	return nil
 }
+
+// credentialFile keeps the credentials in a file.
+type credentialFile string
+
+func (f credentialFile) read(_ context.Context, version string) ([]byte, string, error) {
+	path := string(f)
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "absent", nil
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("tokens: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+		return nil, "", fmt.Errorf("tokens: %s must be a plain file that only its owner can read (chmod 600)", path)
+	}
+	now := fmt.Sprint(info.ModTime().UnixNano(), " ", info.Size())
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		now += fmt.Sprint(" ", stat.Dev, " ", stat.Ino)
+	}
+	if now == version {
+		return nil, now, nil
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, "", fmt.Errorf("tokens: %w", err)
+	}
+	if len(raw) == 0 {
+		return nil, "", fmt.Errorf("tokens: %s is empty: it was cut off; bring back an older one, or delete it to start with none", path)
+	}
+	return raw, now, nil
+}
+
+func (f credentialFile) change(ctx context.Context, do func([]byte) ([]byte, error)) error {
+	path := string(f)
+	lock, err := lockFile(path + ".lock")
+	for deadline := time.Now().Add(2 * time.Second); err != nil; lock, err = lockFile(path + ".lock") {
+		var held *LockedError // somebody else is changing it right now
+		if !errors.As(err, &held) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	defer lock.release()
+	raw, _, err := f.read(ctx, "")
+	if err != nil {
+		return err
+	}
+	if raw, err = do(raw); err != nil {
+		return err
+	}
+	if err := writeDurably(path, raw, 0o600); err != nil {
+		return fmt.Errorf("tokens: %w", err)
+	}
+	return nil
+}
+
+// Token is Credential under its old name.
+type Token = Credential

@@ -27,7 +27,7 @@ kinds. The log stores a hash of it. A running server takes a change within a sec
 	return cmd
 }
 
-func openTokens(dir string) (*logserver.TokenFile, error) {
+func openTokens(dir string) (*logserver.Credentials, error) {
 	if _, err := logserver.ReadIdentity(dir); err != nil {
 		return nil, cli.Exit(cli.Refused, err)
 	}
