@@ -32,6 +32,12 @@ func (p *Policy) Explain() []string {
 		say("Any one of %d logs is believed: %s.", len(origins), quoteNames(origins))
 	}
 
+	for _, l := range p.Logs {
+		if l.Retired {
+			say("Key %08x of %s is retired: believed for the first %d entries of that log, and no more.", l.Key.id, quoteName(l.Key.name), l.UpTo)
+		}
+	}
+
 	if p.Quorum == QuorumNone {
 		say("Warning: no witness is needed. Whoever holds a log's key can show different people different histories, and nobody would notice from this policy.")
 		return out

@@ -2,6 +2,10 @@ package c2sp
 
 // Trust policies, c2sp.org/tlog-policy: the file format. Verifying against one
 // is in verify.go, explaining one in explain.go.
+//
+// One line is ours: "retired <vkey> <size> [<url>]", a log key that is believed
+// for checkpoints of at most size entries. Other tools refuse a file that has
+// one, rather than believe the key without its bound.
 
 import (
 	"bytes"
@@ -31,6 +35,10 @@ type Policy struct {
 type PolicyLog struct {
 	Key *Key
 	URL string // "" if there is none
+	// Retired keys are believed for checkpoints of at most UpTo entries: a key
+	// that was rotated out, lost or stolen, or that of a log that has ended.
+	Retired bool
+	UpTo    uint64
 }
 
 // A PolicyWitness is a cosigner key. Name is local to the policy.
@@ -108,7 +116,9 @@ func (r *policyReader) line(s string) string {
 	}
 	switch f[0] {
 	case "log":
-		return r.log(f[1:])
+		return r.log(f[1:], false)
+	case "retired":
+		return r.log(f[1:], true)
 	case "witness":
 		return r.witness(f[1:])
 	case "group":
@@ -116,10 +126,22 @@ func (r *policyReader) line(s string) string {
 	case "quorum":
 		return r.quorum(f[1:])
 	}
-	return fmt.Sprintf("unknown keyword %s: log, witness, group or quorum expected", quote(f[0]))
+	return fmt.Sprintf("unknown keyword %s: log, retired, witness, group or quorum expected", quote(f[0]))
 }
 
-func (r *policyReader) log(f []string) string {
+func (r *policyReader) log(f []string, retired bool) string {
+	var l PolicyLog
+	if retired {
+		if len(f) < 2 || len(f) > 3 {
+			return "a retired line is: retired <vkey> <size> [<url>]"
+		}
+		var ok bool
+		if l.UpTo, ok = parseSize(f[1]); !ok {
+			return fmt.Sprintf("size %s is not a decimal number below 2^63 without leading zeros", quote(f[1]))
+		}
+		l.Retired = true
+		f = append([]string{f[0]}, f[2:]...)
+	}
 	if len(f) < 1 || len(f) > 2 {
 		return "a log line is: log <vkey> [<url>]"
 	}
@@ -133,7 +155,7 @@ func (r *policyReader) log(f []string) string {
 	if key.alg != AlgEd25519 && key.alg != AlgMLDSA44 {
 		return fmt.Sprintf("key %s is of type %s; a log's is 0x01 or 0x06", quote(key.name), key.alg)
 	}
-	l := PolicyLog{Key: key}
+	l.Key = key
 	if len(f) == 2 {
 		if f[1][0] == '#' {
 			return noComment
@@ -277,7 +299,11 @@ func (p *Policy) Bytes() []byte {
 		b.WriteByte('\n')
 	}
 	for _, l := range p.Logs {
-		line("log", l.Key.String(), l.URL)
+		if l.Retired {
+			line("retired", l.Key.String(), strconv.FormatUint(l.UpTo, 10), l.URL)
+		} else {
+			line("log", l.Key.String(), l.URL)
+		}
 	}
 	for _, w := range p.Witnesses {
 		line("witness", w.Name, w.Key.String(), w.URL)

@@ -100,13 +100,18 @@ func (p *Policy) VerifyLog(note []byte) (*Verified, error) {
 	}
 
 	v := &Verified{Checkpoint: c, Note: n}
+	var retired *PolicyLog // signed, beyond what it is believed for
 	for _, s := range n.Sigs {
 		if l := p.logKey(s); l != nil {
-			if _, err := l.verify(n.Text, &c, s, true); err != nil {
+			if _, err := l.Key.verify(n.Text, &c, s, true); err != nil {
 				return nil, err
 			}
-			if v.LogKey == nil && l.name == c.Origin {
-				v.LogKey = l
+			switch {
+			case l.Key.name != c.Origin:
+			case l.Retired && c.Size > l.UpTo:
+				retired = l
+			case v.LogKey == nil:
+				v.LogKey = l.Key
 			}
 		} else if w := p.witness(s); w != nil {
 			t, err := w.Key.verify(n.Text, &c, s, false)
@@ -115,6 +120,10 @@ func (p *Policy) VerifyLog(note []byte) (*Verified, error) {
 			}
 			v.credit(Cosignature{Witness: w.Name, Key: w.Key, Time: t})
 		}
+	}
+	if v.LogKey == nil && retired != nil {
+		return nil, fmt.Errorf("%w: %s: its key %08x is retired, and believed for at most %d entries; this is signed for %d",
+			ErrNoLogSignature, quote(c.Origin), retired.Key.id, retired.UpTo, c.Size)
 	}
 	if v.LogKey == nil {
 		return nil, fmt.Errorf("%w: %s", ErrNoLogSignature, quote(c.Origin))
@@ -150,11 +159,11 @@ func (p *Policy) quorumAt(list []Cosignature) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// logKey returns the log key that s says it is by, or nil.
-func (p *Policy) logKey(s Signature) *Key {
+// logKey returns the log line whose key s says it is by, or nil.
+func (p *Policy) logKey(s Signature) *PolicyLog {
 	for i := range p.Logs {
-		if k := p.Logs[i].Key; k.Matches(s) {
-			return k
+		if l := &p.Logs[i]; l.Key.Matches(s) {
+			return l
 		}
 	}
 	return nil
