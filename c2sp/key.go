@@ -170,6 +170,19 @@ func (k *Key) VerifyNote(text string, s Signature) (time.Time, error) {
 	return k.verify(text, &c, s, false)
 }
 
+// VerifyLog checks that s is the signature of k, a log's key, over the text of a
+// checkpoint. It is [Key.VerifyNote] for who signs as a log: with ML-DSA-44 the
+// timestamp may be zero, which says that the log makes no statement about time
+// (c2sp.org/tlog-cosignature); a witness's must not be (c2sp.org/tlog-witness).
+func (k *Key) VerifyLog(text string, s Signature) error {
+	c, err := ParseCheckpoint(text)
+	if err != nil {
+		return err
+	}
+	_, err = k.verify(text, &c, s, true)
+	return err
+}
+
 // verify is VerifyNote with the text already parsed; c is needed by cosigners
 // only. zeroTime allows a cosignature without a timestamp, which is what a log
 // may make with an ML-DSA-44 key (c2sp.org/tlog-cosignature).

@@ -1,6 +1,8 @@
 package c2sp
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -115,5 +117,50 @@ func TestRawIsACopy(t *testing.T) {
 func TestOriginHash(t *testing.T) {
 	if OriginHash("") != "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" {
 		t.Error(OriginHash(""))
+	}
+}
+
+// A log signs with Ed25519 as ever, and with ML-DSA-44 without a timestamp,
+// which nobody but a log may leave out.
+func TestSignCheckpoint(t *testing.T) {
+	ctx := context.Background()
+	for _, s := range []*Signer{testLog, testLogPQ} {
+		c := testCP
+		c.Origin = s.Key().Name()
+		sig := must(s.SignCheckpoint(ctx, c))
+		if err := s.Key().VerifyLog(c.Text(), sig); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+		if p := must(ParsePolicy([]byte("log " + s.Key().String() + "\nquorum none\n"))); must(p.Verify((&Note{c.Text(), []Signature{sig}}).Bytes())).LogKey == nil {
+			t.Errorf("%s: not believed", s)
+		}
+		if s == testLogPQ {
+			if binary.BigEndian.Uint64(sig.Sig) != 0 {
+				t.Error("a log makes no statement about time")
+			}
+			if _, err := s.Key().VerifyNote(c.Text(), sig); !errors.Is(err, ErrBadSignature) {
+				t.Errorf("as a witness's it is accepted without a time: %v", err)
+			}
+		}
+		sig.Sig[20] ^= 1
+		if err := s.Key().VerifyLog(c.Text(), sig); !errors.Is(err, ErrBadSignature) {
+			t.Errorf("%s: a flipped bit: %v", s, err)
+		}
+		if err := s.Key().VerifyLog("hello\n", sig); err == nil {
+			t.Error("a signature over what is no checkpoint")
+		}
+		other := c
+		other.Origin = "log.example/other"
+		if _, err := s.SignCheckpoint(ctx, other); err == nil {
+			t.Errorf("%s: signed for another log", s)
+		}
+		more := c
+		more.Extensions = []string{"x"}
+		if _, err := s.SignCheckpoint(ctx, more); err == nil {
+			t.Errorf("%s: signed an extension line", s)
+		}
+	}
+	if _, err := testW1.SignCheckpoint(ctx, Checkpoint{Origin: testW1.Key().Name()}); err == nil {
+		t.Error("a witness's Ed25519 key signed as a log")
 	}
 }

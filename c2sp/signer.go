@@ -3,6 +3,7 @@ package c2sp
 // Private keys with a name. A key makes one kind of signature, for ever.
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -109,21 +110,46 @@ func (s *Signer) Sign(text string) (Signature, error) {
 	return s.signature(ed25519.Sign(s.ed, []byte(text))), nil
 }
 
+// SignCheckpoint signs c as the log that the key's name is the origin of: the
+// note text with [AlgEd25519], or with [AlgMLDSA44] the whole tree with a
+// timestamp of zero, which makes no statement about when it was the newest one
+// (c2sp.org/tlog-cosignature). c must have no extension lines, which the latter
+// would not cover. It does not wait; ctx is for signers that ask a device.
+func (s *Signer) SignCheckpoint(_ context.Context, c Checkpoint) (Signature, error) {
+	if c.Origin != s.key.name {
+		return Signature{}, fmt.Errorf("c2sp: key %s does not sign for log %s", s.key.name, quote(c.Origin))
+	}
+	if len(c.Extensions) > 0 {
+		return Signature{}, fmt.Errorf("c2sp: a checkpoint of %s with extension lines is not signed", quoteName(c.Origin))
+	}
+	switch s.key.alg {
+	case AlgEd25519:
+		return s.Sign(c.Text())
+	case AlgMLDSA44:
+		return s.cosign(c, 0)
+	}
+	return Signature{}, fmt.Errorf("c2sp: key %s is of type %s, which no log signs with", s.key.name, s.key.alg)
+}
+
 // Cosign signs c with the time at, in whole seconds since the epoch, which must
 // be after it. Only a key of type [AlgEd25519Cosig] or [AlgMLDSA44] does.
 func (s *Signer) Cosign(c Checkpoint, at time.Time) (Signature, error) {
 	if !s.key.IsCosigner() {
 		return Signature{}, fmt.Errorf("c2sp: key %s is of type %s and makes no cosignatures", s.key.name, s.key.alg)
 	}
-	text := c.Text()
-	if _, err := ParseCheckpoint(text); err != nil {
-		return Signature{}, err
-	}
 	sec := at.Unix()
 	if sec < 1 {
 		return Signature{}, errors.New("c2sp: a cosignature needs a time after 1970-01-01: is the clock set?")
 	}
-	t := uint64(sec)
+	return s.cosign(c, uint64(sec))
+}
+
+// cosign is Cosign without a look at the key's type and the time.
+func (s *Signer) cosign(c Checkpoint, t uint64) (Signature, error) {
+	text := c.Text()
+	if _, err := ParseCheckpoint(text); err != nil {
+		return Signature{}, err
+	}
 	sig := binary.BigEndian.AppendUint64(nil, t)
 	if s.key.alg == AlgEd25519Cosig {
 		return s.signature(append(sig, ed25519.Sign(s.ed, cosignatureV1(text, t))...)), nil

@@ -203,6 +203,43 @@ func TestEveryMust(t *testing.T) {
 		r.must(r.post(body(5, nil, (&c2sp.Note{Text: cp.Text(), Sigs: []c2sp.Signature{sig}}).Bytes())), 403)
 	})
 
+	t.Run("These two values MAY be zero if the cosigner doesn't make any statement as to the tree being the largest observed at time of signing (tlog-cosignature, of a log's own signature).", func(t *testing.T) {
+		r := newRig(t)
+		s := mustSigner(t, "example.com/pq", c2sp.AlgMLDSA44)
+		if _, err := r.dir.Store.AddLog(context.Background(), "example.com/pq", []*c2sp.Key{s.Key()}); err != nil {
+			t.Fatal(err)
+		}
+		request := func(old, size uint64, proof [][32]byte, spoil bool) []byte {
+			cp := c2sp.Checkpoint{Origin: "example.com/pq", Size: size, Root: r.log.tree.root(size)}
+			sig, err := s.SignCheckpoint(context.Background(), cp)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if binary.BigEndian.Uint64(sig.Sig) != 0 {
+				t.Fatal("this signature has a timestamp: it tests nothing here")
+			}
+			if spoil {
+				sig.Sig[100] ^= 1
+			}
+			return body(old, proof, (&c2sp.Note{Text: cp.Text(), Sigs: []c2sp.Signature{sig}}).Bytes())
+		}
+		r.must(r.post(request(0, 5, nil, true)), 403)
+		r.must(r.post(request(0, 5, nil, false)), 200)
+		r.must(r.post(request(5, 8, r.log.tree.consistency(5, 8), false)), 200)
+		// The read API serves what was verified, and a verifier accepts it.
+		policy, err := c2sp.ParsePolicy([]byte("log " + s.Key().String() + "\nwitness w " + r.w.Key().String() + "\nquorum w\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		known, err := r.dir.Store.Log(context.Background(), "example.com/pq")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := policy.Verify(known.Head.Note); err != nil || v.Size != 8 {
+			t.Error(v, err)
+		}
+	})
+
 	t.Run("and it MUST ignore signatures from unknown keys.", tries(5, func(t *testing.T, r *rig) []try {
 		cp := r.log.checkpoint(8)
 		k := r.log.signer.Key()

@@ -333,7 +333,7 @@ func (r *rig) audit(origin string) *c2sp.Note {
 				continue
 			}
 			by++
-			if _, err := k.VerifyNote(n.Text, s); err != nil {
+			if err := k.VerifyLog(n.Text, s); err != nil {
 				r.t.Error(err)
 			}
 			if k.String() == r.w.Key().String() {

@@ -172,7 +172,7 @@ func verifyLog(l *Log, n *c2sp.Note) ([]c2sp.Signature, error) {
 			if !k.Matches(s) {
 				continue
 			}
-			if _, err := k.VerifyNote(n.Text, s); err != nil {
+			if err := k.VerifyLog(n.Text, s); err != nil {
 				return nil, &SignatureError{l.Origin, err}
 			}
 			if !seen[k] {
