@@ -33,9 +33,10 @@ const (
 
 // Identity is what a log directory belongs to.
 type Identity struct {
-	Origin string `json:"origin"`
-	VKey   string `json:"vkey"`
-	Anchor string `json:"anchor"` // absolute path
+	Origin string   `json:"origin"`
+	VKey   string   `json:"vkey"`           // the active Ed25519 key
+	Keys   []LogKey `json:"keys,omitempty"` // all there ever were; absent while there is only VKey
+	Anchor string   `json:"anchor"`         // absolute path
 }
 
 // ErrNoLog says that a directory holds no log.
@@ -54,14 +55,31 @@ func ReadIdentity(dir string) (Identity, error) {
 	if err := json.Unmarshal(raw, &id); err != nil {
 		return id, fmt.Errorf("%s: %w", filepath.Join(dir, identityFile), err)
 	}
+	if err := id.checkKeys(); err != nil {
+		return id, fmt.Errorf("%s: %w", filepath.Join(dir, identityFile), err)
+	}
 	return id, nil
+}
+
+// writeIdentity replaces the identity of a log, in one step.
+func writeIdentity(dir string, id Identity) error {
+	if err := id.checkKeys(); err != nil {
+		return err
+	}
+	raw, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeDurably(filepath.Join(dir, identityFile), append(raw, '\n'), 0o644)
 }
 
 // Init makes a new log, empty, in a directory that has none. An Init that was
 // interrupted leaves no log: the next one says which files may be removed. It
 // does not write the key; see InitWithKey.
-func Init(ctx context.Context, dir, anchorPath string, key *c2sp.Key) error {
-	return (&making{dir: dir, anchor: anchorPath, key: key}).run(ctx)
+//
+// key is the log's Ed25519 key; also are keys that sign beside it.
+func Init(ctx context.Context, dir, anchorPath string, key *c2sp.Key, also ...*c2sp.Key) error {
+	return (&making{dir: dir, anchor: anchorPath, key: key, also: also}).run(ctx)
 }
 
 // InitWithKey is Init, and writes the key to KeyFile in dir before anything
@@ -75,6 +93,7 @@ func InitWithKey(ctx context.Context, dir, anchorPath string, signer *c2sp.Signe
 type making struct {
 	dir, anchor string
 	key         *c2sp.Key
+	also        []*c2sp.Key
 	signer      *c2sp.Signer // nil: the key is kept elsewhere
 
 	testStep func(step string) // called in tests after each step
@@ -98,7 +117,16 @@ func (m *making) run(ctx context.Context) (err error) {
 	if err := noAnchorYet(m.anchor); err != nil { // before anything says that it is ours
 		return err
 	}
-	raw, err := json.MarshalIndent(Identity{Origin: m.key.Name(), VKey: m.key.String(), Anchor: m.anchor}, "", "  ")
+	id := Identity{Origin: m.key.Name(), VKey: m.key.String(), Anchor: m.anchor}
+	if len(m.also) > 0 {
+		for _, k := range append([]*c2sp.Key{m.key}, m.also...) {
+			id.Keys = append(id.Keys, LogKey{VKey: k.String(), State: KeyActive})
+		}
+	}
+	if err := id.checkKeys(); err != nil {
+		return err
+	}
+	raw, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -20,8 +20,9 @@ import (
 // Config says how a log is served.
 type Config struct {
 	Dir    string       // made by Init
-	Signer *c2sp.Signer // the log's Ed25519 key; its name is the origin
-	Policy *c2sp.Policy // the publish policy; its log lines, if any, must have the key
+	Signer Signer       // the log's Ed25519 key; its name is the origin
+	Also   []Signer     // its other keys that are not retired; see Identity
+	Policy *c2sp.Policy // the publish policy; its log lines, if any, must have one of the keys
 	Logger *slog.Logger
 	Now    func() time.Time // of entries the log itself makes, and of tokens
 
@@ -64,6 +65,7 @@ func (c *Config) defaults() {
 // Log is a log that is being served.
 type Log struct {
 	cfg    Config
+	keys   *keyring
 	lock   *fileLock
 	src    tileSource // what readers get
 	tiles  *tileCache // of src
@@ -138,11 +140,11 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := cfg.Signer.Key()
-	if key.String() != id.VKey {
-		return nil, fmt.Errorf("key %s is not the key of this log, %s: a log signs with one key", key, id.VKey)
+	keys, err := newKeyring(id, append([]Signer{cfg.Signer}, cfg.Also...))
+	if err != nil {
+		return nil, err
 	}
-	if err := ownPolicy(cfg.Policy, key); err != nil {
+	if err := keys.ownPolicy(cfg.Policy); err != nil {
 		return nil, err
 	}
 	witnesses, err := newWitnesses(cfg.Policy)
@@ -154,7 +156,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		cfg: cfg, src: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
+		cfg: cfg, keys: keys, src: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
 		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
 		rate: rate.NewLimiter(rate.Limit(cfg.MaxRate), cfg.MaxRate), admission: admission{of: map[string]int{}},
 		quotas: newQuotas(cfg.Now), refusals: newRefusals(),
@@ -169,19 +171,6 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 }
 
 var errStarting = errors.New("the server is starting")
-
-// ownPolicy makes key the policy's log, or checks that it is.
-func ownPolicy(p *c2sp.Policy, key *c2sp.Key) error {
-	if len(p.Logs) == 0 {
-		p.Logs = []c2sp.PolicyLog{{Key: key}}
-	}
-	for _, l := range p.Logs {
-		if l.Key.String() == key.String() {
-			return nil
-		}
-	}
-	return fmt.Errorf("policy: none of its log lines has this log's key %s", key)
-}
 
 func (l *Log) open(ctx context.Context, id Identity) (err error) {
 	if l.Tokens, err = OpenTokens(filepath.Join(l.cfg.Dir, TokensFile), l.cfg.Now); err != nil {
@@ -229,8 +218,11 @@ func (l *Log) loadPublished() error {
 	if err != nil {
 		return fmt.Errorf("public checkpoint: %w", err)
 	}
-	if cp.Origin != l.cfg.Signer.Key().Name() || !signedBy(l.cfg.Signer.Key(), note) {
-		return fmt.Errorf("public checkpoint: it is not signed by this log; it was changed by somebody else")
+	if cp.Origin != l.keys.origin {
+		return fmt.Errorf("public checkpoint: it is of another log, %q", cp.Origin)
+	}
+	if err := l.keys.signed(note); err != nil {
+		return fmt.Errorf("public checkpoint: it was changed by somebody else: %w", err)
 	}
 	_, err = l.cfg.Policy.Verify(raw)
 	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: err == nil})
@@ -257,7 +249,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 		return err
 	}
 	l.pub = &publisher{
-		signer: l.cfg.Signer, metrics: l.metrics, anchor: l.anchor,
+		keys: l.keys, metrics: l.metrics, anchor: l.anchor,
 		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
 		publish: func(_ context.Context, raw []byte) error {
 			return writeDurably(filepath.Join(l.cfg.Dir, checkpointFile), raw, 0o644)
@@ -290,11 +282,11 @@ func (l *Log) begin(ctx, publishing context.Context) {
 			return
 		}
 		var guard *guardError
-		if errors.As(err, &guard) || !errors.Is(err, ErrStorage) {
+		if errors.As(err, &guard) || !errors.Is(err, ErrStorage) && !errors.Is(err, ErrSigner) {
 			l.latch(err)
 			return
 		}
-		l.cfg.Logger.Error("storage cannot be read; trying again", "err", err)
+		l.cfg.Logger.Error("the log cannot be made sure of; trying again", "err", err)
 		l.setStatus(Status{Reason: err})
 		if !sleep(ctx, time.Second) {
 			return
@@ -319,7 +311,7 @@ func (l *Log) makeSure(ctx context.Context) error {
 	t := l.freshTree(int64(size))
 	t.ctx = ctx
 	if was, _ := l.board.get(); was.Note != nil {
-		if err := containsNote(t, l.cfg.Signer.Key(), "the public checkpoint file", was.Note); err != nil {
+		if err := containsNote(t, l.keys, "the public checkpoint file", was.Note); err != nil {
 			return err
 		}
 		if was.Size > l.anchor.known().size {
@@ -399,7 +391,7 @@ func (l *Log) Ready() error {
 }
 
 // Origin is the log's origin line.
-func (l *Log) Origin() string { return l.cfg.Signer.Key().Name() }
+func (l *Log) Origin() string { return l.keys.origin }
 
 // Published is the newest published checkpoint.
 func (l *Log) Published() Published {

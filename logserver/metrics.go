@@ -85,6 +85,8 @@ func (m *metrics) round(err error, took time.Duration) {
 		outcome = "guard"
 	case errors.Is(err, ErrStorage):
 		outcome = "storage"
+	case errors.Is(err, ErrSigner):
+		outcome = "signer"
 	case errors.Is(err, context.Canceled):
 		outcome = "stopped"
 	default:

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,7 +104,7 @@ func (b *board) wait(ctx context.Context, index uint64, stopped <-chan struct{})
 // publisher owns the anchor and the public checkpoint. Only its run goroutine
 // signs.
 type publisher struct {
-	signer     *c2sp.Signer
+	keys       *keyring
 	quorum     atomic.Pointer[quorum] // replaced as a whole by Log.SetPolicy
 	metrics    *metrics
 	anchor     anchor
@@ -310,12 +311,14 @@ func (p *publisher) sign(ctx context.Context, size int64) (*c2sp.Note, c2sp.Chec
 	} else if err != nil {
 		return fail(err)
 	}
-	cp := c2sp.Checkpoint{Origin: p.signer.Key().Name(), Size: uint64(size), Root: root}
-	sig, err := p.signer.Sign(cp.Text())
+	cp := c2sp.Checkpoint{Origin: p.keys.origin, Size: uint64(size), Root: root}
+	signing, cancel := context.WithTimeout(ctx, p.roundLimit)
+	defer cancel()
+	sigs, err := p.keys.sign(signing, cp)
 	if err != nil {
-		return nil, c2sp.Checkpoint{}, fmt.Errorf("signing: %w", err)
+		return nil, c2sp.Checkpoint{}, err
 	}
-	return &c2sp.Note{Text: cp.Text(), Sigs: []c2sp.Signature{sig}}, cp, nil
+	return &c2sp.Note{Text: cp.Text(), Sigs: sigs}, cp, nil
 }
 
 // guardRead sorts a read that failed during the guard: storage that holds the
@@ -387,7 +390,9 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 	asked := 0
 	var sending sync.WaitGroup
 	t := p.tree(int64(cp.Size))
-	sent := &c2sp.Note{Text: note.Text, Sigs: note.Sigs[:1]} // the log's own signature
+	// The signatures of all the log's keys: each witness ignores those that it
+	// does not know (c2sp.org/tlog-witness).
+	sent := &c2sp.Note{Text: note.Text, Sigs: slices.Clone(note.Sigs)}
 	for _, w := range quorum.witnesses {
 		if !w.busy.TryLock() {
 			continue // the request of an earlier round is still under way
@@ -451,7 +456,7 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 // only a checkpoint with our own signature counts, and then writing stops. The
 // round does not wait for it: who claims may be slow to prove.
 func (p *publisher) weigh(ctx context.Context, w *cosigner) {
-	note, known, err := w.latest(ctx, p.signer.Key().Name())
+	note, known, err := w.latest(ctx, p.keys.origin)
 	if err != nil || !known {
 		return // a claim without proof costs the witness its vote, not the log its life
 	}
@@ -462,7 +467,7 @@ func (p *publisher) weigh(ctx context.Context, w *cosigner) {
 	t := p.fresh(int64(size))
 	t.ctx = ctx
 	var ahead *aheadError
-	if err := contains(t, p.signer.Key(), "witness "+w.name, note); errors.As(err, &ahead) {
+	if err := contains(t, p.keys, "witness "+w.name, note); errors.As(err, &ahead) {
 		p.latch(&guardError{ahead})
 	}
 }
@@ -494,7 +499,7 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 		var asking sync.WaitGroup
 		for i, w := range quorum.witnesses {
 			if unheard[w.name] {
-				asking.Go(func() { results[i] = w.hear(ctx, p.signer.Key(), t, probe, cp) })
+				asking.Go(func() { results[i] = w.hear(ctx, p.keys, t, probe, cp) })
 			}
 		}
 		asking.Wait()

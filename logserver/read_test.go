@@ -41,7 +41,7 @@ func refetch(t *testing.T, url string, key *c2sp.Key) {
 		t.Fatal(err)
 	}
 	n, err := c2sp.ParseNote(raw)
-	if err != nil || !signedBy(key, n) {
+	if err != nil || key.VerifyLog(n.Text, n.Sigs[0]) != nil {
 		t.Fatalf("checkpoint: %v", err)
 	}
 	cp, err := c2sp.ParseCheckpoint(n.Text)

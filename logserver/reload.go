@@ -17,7 +17,7 @@ import (
 // at once, and what waits is acknowledged under the new one.
 func (l *Log) SetPolicy(p *c2sp.Policy) error {
 	own := *p
-	if err := ownPolicy(&own, l.cfg.Signer.Key()); err != nil {
+	if err := l.keys.ownPolicy(&own); err != nil {
 		return err
 	}
 	witnesses, err := newWitnesses(&own)

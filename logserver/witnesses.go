@@ -227,8 +227,8 @@ func (w *cosigner) latest(ctx context.Context, origin string) (note *c2sp.Note, 
 // before, resent as a stale checkpoint because the read API may lag by an hour.
 //
 // An aheadError means our own signature is on a tree that is not a prefix of t.
-func (w *cosigner) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.Note, probeCP c2sp.Checkpoint) error {
-	note, known, err := w.latest(ctx, own.Name())
+func (w *cosigner) hear(ctx context.Context, own *keyring, t tree, probe *c2sp.Note, probeCP c2sp.Checkpoint) error {
+	note, known, err := w.latest(ctx, own.origin)
 	if err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (w *cosigner) hear(ctx context.Context, own *c2sp.Key, t tree, probe *c2sp.
 }
 
 // containsNote is contains for a note as it came.
-func containsNote(t tree, own *c2sp.Key, who string, raw []byte) error {
+func containsNote(t tree, own *keyring, who string, raw []byte) error {
 	note, err := c2sp.ParseNote(raw)
 	if err != nil {
 		return fmt.Errorf("%s: %w", who, err)
@@ -263,17 +263,17 @@ func containsNote(t tree, own *c2sp.Key, who string, raw []byte) error {
 	return contains(t, own, who, note)
 }
 
-// contains checks that a note our own key signed is a prefix of t.
-func contains(t tree, own *c2sp.Key, who string, note *c2sp.Note) error {
+// contains checks that a note that one of our keys signed is a prefix of t.
+func contains(t tree, own *keyring, who string, note *c2sp.Note) error {
 	cp, err := c2sp.ParseCheckpoint(note.Text)
 	if err != nil {
 		return fmt.Errorf("%s: %w", who, err)
 	}
-	if cp.Origin != own.Name() {
+	if cp.Origin != own.origin {
 		return fmt.Errorf("%s shows a checkpoint of %q", who, cp.Origin)
 	}
-	if !signedBy(own, note) {
-		return fmt.Errorf("%s shows a checkpoint that this log did not sign", who)
+	if err := own.signed(note); err != nil {
+		return fmt.Errorf("%s shows a checkpoint that is not this log's: %w", who, err)
 	}
 	if int64(cp.Size) > t.size {
 		return &aheadError{who, fmt.Sprintf("it has size %d, the log has %d entries", cp.Size, t.size)}
@@ -288,16 +288,6 @@ func contains(t tree, own *c2sp.Key, who string, note *c2sp.Note) error {
 		return &aheadError{who, fmt.Sprintf("at size %d its root differs from ours", cp.Size)}
 	}
 	return nil
-}
-
-func signedBy(key *c2sp.Key, note *c2sp.Note) bool {
-	for _, s := range note.Sigs {
-		if key.Matches(s) {
-			_, err := key.VerifyNote(note.Text, s)
-			return err == nil
-		}
-	}
-	return false
 }
 
 // printable cuts what a witness said to something safe to print.
