@@ -182,13 +182,13 @@ func TestStreamIsSlowed(t *testing.T) {
 	start := time.Now()
 	go func() {
 		for i := range n {
-			stream.Send(&pb.SubmitRequest{Entry: pbEntry(nth(i))})
+			stream.Send(&pb.SubmitStreamRequest{Entries: []*pb.Entry{pbEntry(nth(i))}})
 		}
 		stream.CloseSend()
 	}()
 	for i := range n {
 		res, err := stream.Recv()
-		if err != nil || res.GetLogged() == nil {
+		if err != nil || len(res.Results) != 1 || res.Results[0].Error != nil {
 			t.Fatalf("answer %d: %v, %v", i, res, err)
 		}
 	}

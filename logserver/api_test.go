@@ -227,12 +227,12 @@ func TestEveryCall(t *testing.T) {
 		if n == 2 {
 			x.SHA256 = "00"
 		}
-		raw, _ := json.Marshal(restEntry(x))
+		raw, _ := json.Marshal(map[string]any{"entries": []any{restEntry(x)["entry"]}})
 		lines.Write(append(raw, '\n'))
 	}
 	code, _, out = s.rest("POST", "/v1/entries:stream", s.bearer, lines.String())
 	answer, _ := out["raw"].(string)
-	if code != 200 || strings.Count(answer, `"logged":{`) != 4 || strings.Count(answer, `"field":"sha256"`) != 1 {
+	if code != 200 || strings.Count(answer, `"proof":"`) != 5 || strings.Count(answer, `"proof":""`) != 1 || strings.Count(answer, `"field":"sha256"`) != 1 {
 		t.Errorf("REST stream: %d %v", code, out)
 	}
 }
@@ -417,7 +417,7 @@ func TestTokenRate(t *testing.T) {
 	slow.ID, slow.Rate = "slow", 2
 	refused := 0
 	for n := range 6 {
-		if _, err := l.Submit(t.Context(), slow, nth(n)); errors.Is(err, ErrOverloaded) {
+		if _, err := l.Submit(t.Context(), slow, nth(n), Cosigned); errors.Is(err, ErrOverloaded) {
 			refused++
 		}
 	}
@@ -445,7 +445,7 @@ func TestStream(t *testing.T) {
 				e = pbEntry(nth(i - 8))
 				e.Sha256 = strings.Repeat("0", 64)
 			}
-			stream.Send(&pb.SubmitRequest{Entry: e})
+			stream.Send(&pb.SubmitStreamRequest{Entries: []*pb.Entry{e}})
 		}
 		stream.CloseSend()
 	}()
@@ -454,25 +454,26 @@ func TestStream(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if res.Sequence != i {
-			t.Fatalf("answer %d where %d was due", res.Sequence, i)
+		if res.Position != i || len(res.Results) != 1 {
+			t.Fatalf("answer %d where %d was due: %v", res.Position, i, res)
 		}
+		one := res.Results[0]
 		switch i % 100 {
 		case 7:
-			if res.GetError().GetField() != "file" || codes.Code(res.GetError().GetCode()) != codes.InvalidArgument {
+			if one.GetError().GetField() != "file" || codes.Code(one.GetError().GetCode()) != codes.InvalidArgument {
 				t.Errorf("answer %d: %v", i, res)
 			}
 		case 8:
-			if res.GetError().GetReason() != "DIGEST_CONFLICT" || res.GetError().FirstIndex == nil {
+			if one.GetError().GetReason() != "DIGEST_CONFLICT" || one.GetError().FirstIndex == nil {
 				t.Errorf("answer %d: %v", i, res)
 			}
 		default:
-			p, err := c2sp.ParseProof(res.GetLogged().GetProof())
+			p, err := c2sp.ParseProof(one.Proof)
 			if err != nil {
 				t.Fatalf("answer %d: %v", i, res)
 			}
 			if i%50 == 0 {
-				s.check(&Ack{Index: res.GetLogged().Index, Proof: p})
+				s.check(&Ack{Index: one.Index, Proof: p})
 			}
 		}
 	}
@@ -486,7 +487,7 @@ func TestStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 300 {
-		stream.Send(&pb.SubmitRequest{Entry: pbEntry(nth(10_000 + i))})
+		stream.Send(&pb.SubmitStreamRequest{Entries: []*pb.Entry{pbEntry(nth(10_000 + i))}})
 	}
 	stream.Recv()
 	cancel()

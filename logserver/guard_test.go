@@ -34,7 +34,7 @@ func (r *rig) bulk(l *Log, from, n int) []*Ack {
 	for i, t := range tickets {
 		ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
 		var err error
-		if acks[i], err = t.wait(ctx); err != nil {
+		if acks[i], err = t.one(ctx, Cosigned); err != nil {
 			r.t.Fatal(err)
 		}
 		cancel()

@@ -98,12 +98,12 @@ func (l *Log) restBodies(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCall))
 		var tooLarge *http.MaxBytesError
 		switch {
 		case errors.As(err, &tooLarge):
 			writeProblem(w, problem{Status: http.StatusRequestEntityTooLarge, Title: "body too large", Reason: "INVALID_REQUEST", Field: "body",
-				Detail: fmt.Sprintf("a request has at most %d bytes, and an entry at most %d", maxMessage, entry.MaxSize)})
+				Detail: fmt.Sprintf("a request has at most %d bytes, and an entry at most %d", maxCall, entry.MaxSize)})
 			return
 		case err != nil:
 			writeProblem(w, problem{Status: http.StatusBadRequest, Title: "body unreadable", Reason: "INVALID_REQUEST", Field: "body", Detail: "the body did not arrive whole"})

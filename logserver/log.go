@@ -84,6 +84,12 @@ type Log struct {
 	slots  *slots
 	pub    *publisher
 
+	streams *streams // progress of named streams; nil: none is remembered
+	// indexed, if set before the log is opened for writing, is called with entries
+	// that have got their indexes, each with the credential's ID in by, before
+	// anyone is told of them. It is called by one goroutine at a time.
+	indexed func([]*submission)
+
 	metrics *metrics
 
 	admission   admission
@@ -114,9 +120,9 @@ type Log struct {
 // sequencing decides about submissions and gives them their indexes. It is the
 // embedded sequencer or a shared log's.
 type sequencing interface {
-	// submit queues an entry; its pending resolves when its index is durable. It
-	// waits while the queue is full, as long as ctx lets it.
-	submit(ctx context.Context, s *submission) error
+	// submit queues entries in their order, all or none; each is resolved when its
+	// index is durable. It waits while the queue is full, as long as ctx lets it.
+	submit(ctx context.Context, subs []*submission) error
 	// run decides until ctx ends; then it settles what it has begun and returns.
 	run(ctx context.Context)
 }
@@ -263,10 +269,16 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	seq := newSequencer()
 	seq.slots, seq.add, seq.size, seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
 	seq.grown = func(uint64) { l.pub.grown() }
+	seq.indexed = func(subs []*submission) {
+		if l.indexed != nil {
+			l.indexed(subs)
+		}
+	}
 	seq.latch, seq.now, seq.logger, seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
 	l.seq = seq
 	l.slots.entryAt = l.entryAt
-	return nil
+	l.streams, err = openStreams(filepath.Join(l.cfg.Dir, streamsFile), l.engine.size)
+	return err
 }
 
 // begin makes sure of the log, then lets submissions in. The sequencer runs
@@ -437,6 +449,7 @@ func (l *Log) release() error {
 	if l.slots != nil {
 		err = errors.Join(err, l.slots.close())
 	}
+	err = errors.Join(err, l.streams.close())
 	if l.lookup != nil {
 		err = errors.Join(err, l.lookup.close())
 	}
@@ -450,64 +463,6 @@ func (l *Log) release() error {
 	return err
 }
 
-// Ack is an acknowledgement: an index, and a proof against a published and
-// cosigned checkpoint.
-type Ack struct {
-	Index uint64
-	Proof *c2sp.Proof
-}
-
-// ticket is a submission that has been queued.
-type ticket struct {
-	sub     *submission
-	log     *Log
-	by      string // ID of the credential
-	charged charge // to its quota
-
-	queued time.Time
-}
-
-// abandon gives up waiting; the entry is logged all the same.
-func (t *ticket) abandon() { t.log.admission.leave(t.by) }
-
-// admission counts the submissions in flight.
-type admission struct {
-	mu  sync.Mutex
-	all int            // guarded by mu
-	of  map[string]int // guarded by mu; by credential, those that have any
-}
-
-// enter counts one more for a credential, or says why not: limit is for all,
-// and no credential has more than half of it.
-func (a *admission) enter(by string, limit int) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if share := max(limit/2, 1); a.of[by] >= share {
-		return fmt.Errorf("%w: this token has %d submissions in flight, its share", ErrOverloaded, share)
-	}
-	if a.all >= limit {
-		return fmt.Errorf("%w: %d submissions are in flight", ErrOverloaded, limit)
-	}
-	a.all++
-	a.of[by]++
-	return nil
-}
-
-func (a *admission) count() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.all
-}
-
-func (a *admission) leave(by string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.all--
-	if a.of[by]--; a.of[by] == 0 {
-		delete(a.of, by)
-	}
-}
-
 // read admits a call that needs no credential; the caller must call done.
 func (l *Log) read() (done func(), err error) {
 	if l.reads.Add(1) > int64(l.cfg.MaxReads) {
@@ -518,158 +473,4 @@ func (l *Log) read() (done func(), err error) {
 		l.testReading()
 	}
 	return func() { l.reads.Add(-1) }, nil
-}
-
-// queue admits e on behalf of a credential and hands it to the sequencer.
-// The caller must call the ticket's wait or abandon exactly once.
-func (l *Log) queue(ctx context.Context, by Credential, e *entry.Entry) (*ticket, error) {
-	if s := l.Status(); !s.Writable {
-		return nil, fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
-	}
-	own := *e // the caller keeps the other
-	if err := by.bind(&own); err != nil {
-		return nil, err
-	}
-	sub, err := newSubmission(&own, func(project string) bool {
-		return l.conflicts.allow(by.ID, 0) && l.conflictsOf.allow(by.ID+"\x00"+project, 0)
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := l.admission.enter(by.ID, l.cfg.MaxInFlight); err != nil {
-		return nil, err
-	}
-	charged, err := l.quotas.take(by, &own)
-	switch { // refused for another reason, it uses up no rate
-	case err != nil:
-	case !l.rates.allow(by.ID, by.Rate):
-		err = &limitError{reasonRate, fmt.Sprintf("this token may log %d entries a second", by.Rate), time.Second}
-	case !l.rate.Allow():
-		err = fmt.Errorf("%w: the log takes %d entries a second", ErrOverloaded, l.cfg.MaxRate)
-	default:
-		err = l.seq.submit(ctx, sub)
-	}
-	if err != nil {
-		charged.back()
-		l.admission.leave(by.ID)
-		return nil, err
-	}
-	return &ticket{sub, l, by.ID, charged, time.Now()}, nil
-}
-
-// wait returns the acknowledgement once the entry is covered by a published
-// checkpoint.
-func (t *ticket) wait(ctx context.Context) (*Ack, error) {
-	defer t.abandon()
-	select {
-	case <-t.sub.done:
-	case <-t.log.seqDone:
-		// The sequencer is gone; what it decided last is decided.
-		select {
-		case <-t.sub.done:
-		default:
-			return nil, fmt.Errorf("%w: %w", ErrReadOnly, errClosing)
-		}
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", ErrNotPublished, ctx.Err())
-	}
-	if t.sub.err != nil || !t.sub.fresh {
-		t.charged.back() // nothing new was logged for it
-	}
-	if t.sub.err != nil {
-		return nil, t.sub.err
-	}
-	noteSequenced(ctx, t.sub.index)
-	p, err := t.log.board.wait(ctx, t.sub.index, t.log.ended)
-	if errors.Is(err, errStopped) {
-		return nil, fmt.Errorf("%w: %w", ErrReadOnly, t.log.Status().Reason)
-	}
-	if err != nil {
-		why := t.log.trouble()
-		if why == nil {
-			why = err
-		}
-		return nil, fmt.Errorf("%w: entry %d waits for a checkpoint: %w", ErrNotPublished, t.sub.index, why)
-	}
-	var leaf []byte
-	if t.sub.fresh {
-		leaf = t.sub.leaf
-	}
-	proof, err := t.log.prove(ctx, p, t.sub.index, leaf)
-	if err != nil {
-		return nil, err
-	}
-	linkPublished(ctx, p)
-	t.log.metrics.acknowledged("cosigned", time.Since(t.queued))
-	return &Ack{Index: t.sub.index, Proof: proof}, nil
-}
-
-// Submit logs e on behalf of a credential and waits for its acknowledgement,
-// at most Config.MaxWait.
-func (l *Log) Submit(ctx context.Context, by Credential, e *entry.Entry) (*Ack, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.MaxWait)
-	defer cancel()
-	t, err := l.queue(ctx, by, e)
-	if err != nil {
-		return nil, err
-	}
-	return t.wait(ctx)
-}
-
-// prove builds the proof of entry index against p, which must cover it, and
-// checks it before anyone gets it. leaf is read from the log if it is nil.
-func (l *Log) prove(ctx context.Context, p Published, index uint64, leaf []byte) (*c2sp.Proof, error) {
-	t := l.tree(int64(p.Size))
-	t.ctx = ctx
-	if leaf == nil {
-		leaves, err := t.leaves(int64(index), 1)
-		if err != nil {
-			return nil, err
-		}
-		leaf = leaves[0]
-	}
-	hashes, err := t.inclusion(int64(index))
-	if err != nil {
-		return nil, err
-	}
-	if err := c2sp.VerifyInclusion(index, p.Size, entry.LeafHash(leaf), hashes, p.Root); err != nil {
-		return nil, fmt.Errorf("%w: entry %d: %w", errUnreadable, index, err)
-	}
-	return &c2sp.Proof{Extra: leaf, Index: index, Hashes: hashes, Checkpoint: p.Note}, nil
-}
-
-// limits are rate limits by key, forgotten when there are too many keys.
-type limits struct {
-	mu    sync.Mutex
-	every rate.Limit
-	burst int
-	byKey map[string]*rate.Limiter // guarded by mu
-}
-
-const maxLimits = 100_000
-
-func newLimits(every rate.Limit, burst int) *limits {
-	return &limits{every: every, burst: burst, byKey: map[string]*rate.Limiter{}}
-}
-
-// allow takes one from key's allowance. perSecond, if not 0, is the key's own rate.
-func (l *limits) allow(key string, perSecond int) bool {
-	every, burst := l.every, l.burst
-	if perSecond > 0 {
-		every, burst = rate.Limit(perSecond), perSecond
-	}
-	if every == rate.Inf {
-		return true
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	lim := l.byKey[key]
-	if lim == nil || lim.Limit() != every {
-		if len(l.byKey) >= maxLimits {
-			clear(l.byKey)
-		}
-		lim = rate.NewLimiter(every, burst)
-		l.byKey[key] = lim
-	}
-	return lim.Allow()
 }

@@ -111,9 +111,12 @@ func (m *metrics) witness(name string, err error, took time.Duration) {
 // refusal notes a failed call.
 func (m *metrics) refusal(reason string) { m.refused.WithLabelValues(reason).Inc() }
 
-// acknowledged notes a submission that was answered with an index.
-func (m *metrics) acknowledged(wait string, took time.Duration) {
-	m.submitted.WithLabelValues(wait).Observe(took.Seconds())
+// acknowledged notes n submissions that were answered with an index together.
+func (m *metrics) acknowledged(wait string, took time.Duration, n int) {
+	of := m.submitted.WithLabelValues(wait)
+	for range n {
+		of.Observe(took.Seconds())
+	}
 }
 
 // Admin serves /metrics and /debug/pprof. It is for a private address: it

@@ -46,10 +46,10 @@ func (r *rig) race(l *Log, by Token, first *entry.Entry, others ...*entry.Entry)
 	}
 	ctx, cancel := context.WithTimeout(r.t.Context(), l.cfg.MaxWait)
 	defer cancel()
-	_, err := l.Submit(ctx, by, first)
+	_, err := l.Submit(ctx, by, first, Cosigned)
 	errs := []error{err}
 	for _, t := range tickets {
-		_, err := t.wait(ctx)
+		_, err := t.one(ctx, Cosigned)
 		errs = append(errs, err)
 	}
 	return errs

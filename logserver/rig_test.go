@@ -182,7 +182,7 @@ func nth(n int) *entry.Entry {
 }
 
 func (r *rig) submit(l *Log, e *entry.Entry) (*Ack, error) {
-	return l.Submit(context.Background(), r.token, e)
+	return l.Submit(context.Background(), r.token, e, Cosigned)
 }
 
 // must submits and checks the acknowledgement as a reader would.

@@ -30,19 +30,6 @@ import (
 	"github.com/transparency-dev/tessera"
 )
 
-// submission is one entry on its way into the log.
-type submission struct {
-	entry  *entry.Entry
-	leaf   []byte
-	key    [32]byte
-	digest []byte
-	credit conflictCredit // who pays if this becomes a conflict entry; nil for the log's own
-	needs  []need
-	seq    int64 // of its reservation; owned by the run goroutine, as is ready
-	ready  bool  // its index is known, not yet applied
-	*pending
-}
-
 // urgent reports whether deciding on s, or on what follows it, needs the
 // database to be up to date: all but plain uploads, for which it is enough to
 // know what is in flight.
@@ -106,21 +93,6 @@ func (u usage) add(needs []need, times int) {
 	}
 }
 
-// pending is the outcome of a submission; it may be shared by several.
-type pending struct {
-	done  chan struct{} // closed when the fields below are set
-	index uint64
-	fresh bool // the leaf at index is this submission's own
-	err   error
-}
-
-func newPending() *pending { return &pending{done: make(chan struct{})} }
-
-func (p *pending) resolve(index uint64, fresh bool, err error) {
-	p.index, p.fresh, p.err = index, fresh, err
-	close(p.done)
-}
-
 // conflictCredit asks whether one more conflict entry may be logged on behalf
 // of a submitter for a project.
 type conflictCredit func(project string) bool
@@ -146,7 +118,8 @@ type sequencer struct {
 	latch   func(error)       // stops writing for good
 	now     func() time.Time
 	logger  *slog.Logger
-	in      chan *submission
+	in      chan []*submission
+	indexed func([]*submission) // may be nil; called with entries that have their index, before anyone is told
 	added   chan addedBatch
 	results chan result
 	gone    <-chan struct{} // closed when run has returned, or never runs
@@ -176,7 +149,7 @@ const (
 
 func newSequencer() *sequencer {
 	return &sequencer{
-		in:       make(chan *submission, queueMax),
+		in:       make(chan []*submission, queueMax),
 		added:    make(chan addedBatch, maxOutstanding), // never full, nor is results
 		results:  make(chan result, maxOutstanding),
 		inFlight: map[[32]byte]*submission{},
@@ -186,9 +159,9 @@ func newSequencer() *sequencer {
 }
 
 // submit implements sequencing.
-func (q *sequencer) submit(ctx context.Context, s *submission) error {
+func (q *sequencer) submit(ctx context.Context, subs []*submission) error {
 	select {
-	case q.in <- s:
+	case q.in <- subs:
 		return nil
 	case <-q.gone:
 		return fmt.Errorf("%w: %w", ErrReadOnly, errClosing)
@@ -232,8 +205,8 @@ func (q *sequencer) run(ctx context.Context) {
 				q.logger.Error("uniqueness database cannot be written", "err", err)
 				q.doubt = true
 			}
-		case s := <-in:
-			batch := q.gather(s)
+		case first := <-in:
+			batch := q.gather(first)
 			if q.doubt {
 				q.refuse(batch, errRecovering)
 				continue
@@ -252,12 +225,12 @@ func (q *sequencer) refuse(subs []*submission, err error) {
 }
 
 // gather is a batch of first and what else is in the queue.
-func (q *sequencer) gather(first *submission) []*submission {
-	batch := []*submission{first}
+func (q *sequencer) gather(first []*submission) []*submission {
+	batch := slices.Clone(first)
 	for len(batch) < batchMax {
 		select {
-		case s := <-q.in:
-			batch = append(batch, s)
+		case more := <-q.in:
+			batch = append(batch, more...)
 			continue
 		default:
 		}
@@ -272,8 +245,8 @@ func (q *sequencer) shut() {
 	q.held = nil
 	for empty := false; !empty; {
 		select {
-		case s := <-q.in:
-			s.resolve(0, false, fmt.Errorf("%w: %w", ErrReadOnly, errClosing))
+		case subs := <-q.in:
+			q.refuse(subs, fmt.Errorf("%w: %w", ErrReadOnly, errClosing))
 		default:
 			empty = true
 		}
@@ -399,7 +372,7 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 		o.sub.resolve(o.index, false, o.err)
 	}
 	for _, j := range joins {
-		go q.follow(j.sub, j.first)
+		j.first.then(func() { q.follow(j.sub, j.first) })
 	}
 }
 
@@ -413,9 +386,8 @@ func isVerdict(err error) bool {
 	return errors.As(err, &c) || errors.As(err, &p)
 }
 
-// follow resolves s as the submission in flight for the same slot resolves.
+// follow resolves s as first, which was in flight for the same slot, is decided.
 func (q *sequencer) follow(s, first *submission) {
-	<-first.done
 	switch same, comparable := equalDigest(s, first); {
 	case first.err != nil:
 		s.resolve(0, false, first.err)
@@ -457,23 +429,10 @@ func (q *sequencer) recordConflict(s *submission, c *ConflictError) {
 		return
 	}
 	select {
-	case q.in <- sub:
+	case q.in <- []*submission{sub}:
 	default: // the queue is full: the refusal stands, its record can wait for the next attempt
 		q.logger.Warn("queue full: a conflict was refused but not recorded", "project", c.Slot.Project)
 	}
-}
-
-// newSubmission encodes e; the error is the entry's.
-func newSubmission(e *entry.Entry, credit conflictCredit) (*submission, error) {
-	leaf, err := e.Marshal()
-	if err != nil {
-		return nil, err
-	}
-	key, digest, err := slotKey(e)
-	if err != nil {
-		return nil, err
-	}
-	return &submission{entry: e, leaf: leaf, key: key, digest: digest, credit: credit, needs: needs(e), pending: newPending()}, nil
 }
 
 // wait collects the driver's answers and resolves submissions. Batches that
@@ -491,9 +450,15 @@ func (q *sequencer) wait() {
 				r.failed = true
 				continue
 			}
-			s.resolve(index.Index, true, nil)
+			s.index = index.Index
 			r.good = append(r.good, s)
 			grown = max(grown, index.Index+1)
+		}
+		if q.indexed != nil && len(r.good) > 0 {
+			q.indexed(r.good)
+		}
+		for _, s := range r.good {
+			s.resolve(s.index, true, nil)
 		}
 		if grown > 0 {
 			q.grown(grown)

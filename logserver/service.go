@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"time"
 
@@ -33,9 +32,9 @@ type service struct {
 }
 
 const (
-	maxMessage  = 64 << 10 // of one request; an entry is at most 4 KiB
-	maxStream   = 16 << 20 // of one REST stream
-	streamAhead = 16384    // entries of one stream that wait for their acknowledgement
+	maxMessage  = 256 << 10 // of one message: a stream's has up to 256 entries
+	maxCall     = 64 << 10  // of one REST call with one entry, which is at most 4 KiB
+	maxStream   = 16 << 20  // of one REST stream
 	maxPage     = 1000
 	defaultPage = 100
 	maxProofs   = 100
@@ -81,97 +80,19 @@ func (s *service) Submit(ctx context.Context, req *pb.SubmitRequest) (*pb.Submit
 	if err != nil {
 		return nil, s.fail(err)
 	}
-	ack, err := s.log.Submit(ctx, by, fromProto(req.GetEntry()))
+	wait, err := waitOf(req.GetWait())
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	ack, err := s.log.Submit(ctx, by, fromProto(req.GetEntry()), wait)
 	if err != nil {
 		return nil, s.fail(s.refusedEntry(ctx, by, err))
 	}
-	return &pb.SubmitResponse{Index: ack.Index, Proof: ack.Proof.Bytes()}, nil
-}
-
-// SubmitStream implements pb.LogServer. One goroutine reads and queues, this
-// one answers in order; at most streamAhead entries are between them.
-func (s *service) SubmitStream(stream grpc.BidiStreamingServer[pb.SubmitRequest, pb.SubmitStreamResponse]) error {
-	by, err := s.credential(stream.Context())
-	if err != nil {
-		return s.fail(err)
+	res := &pb.SubmitResponse{Index: ack.Index}
+	if ack.Proof != nil {
+		res.Proof = ack.Proof.Bytes()
 	}
-	type waiting struct {
-		t   *ticket
-		err error
-	}
-	queue := make(chan waiting, streamAhead)
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	var readErr error
-	go func() {
-		defer close(queue)
-		for {
-			req, err := stream.Recv()
-			if err != nil {
-				if !errors.Is(err, io.EOF) {
-					readErr = err
-				}
-				return
-			}
-			t, err := s.queueOne(ctx, by, fromProto(req.GetEntry()))
-			select {
-			case queue <- waiting{t, err}:
-			case <-ctx.Done():
-				if t != nil {
-					t.abandon()
-				}
-				return
-			}
-		}
-	}()
-	defer func() { // whatever is left when the caller has gone
-		cancel()
-		for w := range queue {
-			if w.t != nil {
-				w.t.abandon()
-			}
-		}
-	}()
-	for seq := uint64(0); ; seq++ {
-		w, ok := <-queue
-		if !ok {
-			return readErr
-		}
-		res := &pb.SubmitStreamResponse{Sequence: seq}
-		var ack *Ack
-		err := w.err
-		if err == nil {
-			one, done := context.WithTimeout(ctx, s.log.cfg.MaxWait)
-			ack, err = w.t.wait(one)
-			done()
-		}
-		if err != nil {
-			res.Outcome = &pb.SubmitStreamResponse_Error{Error: streamError(s.fail(s.refusedEntry(ctx, by, err)))}
-		} else {
-			res.Outcome = &pb.SubmitStreamResponse_Logged{Logged: &pb.SubmitResponse{Index: ack.Index, Proof: ack.Proof.Bytes()}}
-		}
-		if err := stream.Send(res); err != nil {
-			return err
-		}
-	}
-}
-
-// queueOne queues an entry of a stream, waiting while the server is full or the
-// credential's rate is used up: a stream is slowed down, not refused.
-func (s *service) queueOne(ctx context.Context, by Credential, e *entry.Entry) (*ticket, error) {
-	for {
-		if err := s.log.Tokens.stillGood(ctx, by); err != nil {
-			return nil, err // a stream is long: it was revoked since
-		}
-		t, err := s.log.queue(ctx, by, e)
-		var limit *limitError
-		if !errors.Is(err, ErrOverloaded) || errors.As(err, &limit) && limit.reason == reasonQuota {
-			return t, err // a quota is for a day: that is too long to wait
-		}
-		if !sleep(ctx, 20*time.Millisecond) {
-			return nil, ctx.Err()
-		}
-	}
+	return res, nil
 }
 
 // GetProof implements pb.LogServer.

@@ -59,7 +59,7 @@ func policy(overwrite string, n int) *entry.Entry {
 // step submits e as by and checks the index, or that it is refused.
 func (r *rig) step(l *Log, by Token, e *entry.Entry, want any) {
 	r.t.Helper()
-	ack, err := l.Submit(context.Background(), by, e)
+	ack, err := l.Submit(context.Background(), by, e, Cosigned)
 	var conflict *ConflictError
 	var needs *PreconditionError
 	switch want := want.(type) {
@@ -265,7 +265,7 @@ func TestRaceForOneSlot(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, "the conflict entries", func() bool { l.seq.submit(t.Context(), nopSubmission(t)); return l.Published().Size >= 20 })
+	waitFor(t, "the conflict entries", func() bool { l.seq.submit(t.Context(), []*submission{nopSubmission(t)}); return l.Published().Size >= 20 })
 	l.Close()
 	seen := map[string]int{}
 	size := int64(l.Published().Size)
@@ -318,7 +318,7 @@ func TestConflictEntriesAreBounded(t *testing.T) {
 			e := upload("demo", "demo-1.0.tar.gz", "foreign")
 			e.Registry = testRegistry
 			return e
-		}()); err == nil {
+		}(), Cosigned); err == nil {
 		t.Error("another registry's token logged a file")
 	}
 }

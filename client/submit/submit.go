@@ -8,11 +8,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/portbook/portbook/entry"
@@ -30,7 +28,8 @@ import (
 
 // Ack is an acknowledgement: the entry is in the log at Index, and Proof is a
 // tlog-proof (c2sp.org/tlog-proof) against a cosigned checkpoint. It has not
-// been verified: package client does that, under a policy of its own.
+// been verified: package client does that, under a policy of its own. A receipt
+// (Sequenced) has no Proof.
 type Ack struct {
 	Index uint64
 	Proof []byte
@@ -128,6 +127,19 @@ func (c *Client) Submit(ctx context.Context, e *entry.Entry) (*Ack, error) {
 	return &Ack{Index: res.Index, Proof: res.Proof}, nil
 }
 
+// Sequence logs e and returns its index as soon as it is durable in the log: a
+// receipt, which proves nothing. Errors are those of Submit.
+func (c *Client) Sequence(ctx context.Context, e *entry.Entry) (uint64, error) {
+	if err := sendable(e); err != nil {
+		return 0, err
+	}
+	res, err := c.log.Submit(c.auth(ctx), &pb.SubmitRequest{Entry: toProto(e), Wait: pb.Wait_SEQUENCED})
+	if err != nil {
+		return 0, fromStatus(err)
+	}
+	return res.Index, nil
+}
+
 // Ready tells whether the log takes entries now (grpc.health.v1): nil, or
 // *Unavailable.
 func (c *Client) Ready(ctx context.Context) error {
@@ -139,86 +151,6 @@ func (c *Client) Ready(ctx context.Context) error {
 		return &Unavailable{Reason: "it is up, but takes no entries now"}
 	}
 	return nil
-}
-
-// Result is the answer to one entry of a stream.
-type Result struct {
-	Ack *Ack
-	Err error // as of Submit
-}
-
-// Stream logs many entries. next yields them and ends with io.EOF; each is
-// given what it became, in order. Stream returns when all are answered, or with
-// the error that ended the stream: entries not answered then may or may not be
-// logged, and can be submitted again. next is called from another goroutine,
-// and not after Stream has returned: Stream waits for it.
-func (c *Client) Stream(ctx context.Context, next func() (*entry.Entry, error), each func(sequence uint64, r Result) error) error {
-	ctx, cancel := context.WithCancel(c.auth(ctx))
-	defer cancel()
-	stream, err := c.log.SubmitStream(ctx)
-	if err != nil {
-		return fromStatus(err)
-	}
-	var sent uint64
-	var sendErr error
-	var sending sync.WaitGroup
-	sending.Go(func() {
-		for {
-			e, err := next()
-			if err == nil {
-				err = sendable(e)
-			}
-			if err == nil {
-				if err = stream.Send(&pb.SubmitRequest{Entry: toProto(e)}); err == nil {
-					sent++
-					continue
-				}
-				if errors.Is(err, io.EOF) {
-					return // the receiving side learns why
-				}
-			} else if errors.Is(err, io.EOF) {
-				sendErr = stream.CloseSend()
-				return
-			}
-			sendErr = err
-			cancel()
-			return
-		}
-	})
-	stop := func() { cancel(); sending.Wait() }
-	defer stop()
-	var got uint64
-	for {
-		res, err := stream.Recv()
-		if err != nil {
-			stop()
-			switch {
-			case sendErr != nil:
-				return sendErr
-			case !errors.Is(err, io.EOF):
-				return fromStatus(err)
-			case got != sent:
-				return &Unavailable{Reason: fmt.Sprintf("the log ended the stream after answering %d of %d entries", got, sent)}
-			}
-			return nil
-		}
-		if res.Sequence != got {
-			return fmt.Errorf("the log answered entry %d where %d was due", res.Sequence, got)
-		}
-		r := Result{}
-		switch o := res.Outcome.(type) {
-		case *pb.SubmitStreamResponse_Logged:
-			r.Ack = &Ack{Index: o.Logged.Index, Proof: o.Logged.Proof}
-		case *pb.SubmitStreamResponse_Error:
-			r.Err = fromParts(codes.Code(o.Error.Code), o.Error.Message, o.Error.Field, o.Error.GetFirstIndex(), 0)
-		default:
-			return fmt.Errorf("the log's answer to entry %d says nothing", got)
-		}
-		if err := each(got, r); err != nil {
-			return err
-		}
-		got++
-	}
 }
 
 // fromStatus turns the log's status into one of this package's errors.
@@ -263,31 +195,49 @@ func fromParts(code codes.Code, message, field string, first uint64, retry time.
 // sendable refuses what the API has no words for: fields of entries that only
 // a log makes.
 func sendable(e *entry.Entry) error {
-	for field, set := range map[string]bool{
-		"origin": e.Origin != "", "vkeys": e.VKeys != nil, "url": e.URL != "", "root": e.Root != "",
-		"slot_claim": e.SlotClaim != "", "first_index": e.FirstIndex != nil,
-	} {
-		if set {
-			return &Invalid{Field: field, Reason: field + ": only a log itself makes entries with this field"}
-		}
+	field := ""
+	switch {
+	case e.Origin != "":
+		field = "origin"
+	case e.VKeys != nil:
+		field = "vkeys"
+	case e.URL != "":
+		field = "url"
+	case e.Root != "":
+		field = "root"
+	case e.SlotClaim != "":
+		field = "slot_claim"
+	case e.FirstIndex != nil:
+		field = "first_index"
+	default:
+		return nil
 	}
-	return nil
+	return &Invalid{Field: field, Reason: field + ": only a log itself makes entries with this field"}
 }
 
 // toProto is e as the API takes it.
 func toProto(e *entry.Entry) *pb.Entry {
-	p := &pb.Entry{
-		Kind: string(e.Kind), Claim: string(e.Claim), Registry: e.Registry, Ecosystem: e.Ecosystem, Project: e.Project,
-		Version: e.Version, File: e.File, Size: e.Size, Sha256: e.SHA256, Sha512: e.SHA512, Time: e.Time, UploadTime: e.UploadTime,
-		MetadataSha256: e.MetadataSHA256, Auth: e.Auth, Uploader: e.Uploader, AttestationSha256: e.AttestationSHA256,
-		SourcesSha256: e.SourcesSHA256, Replaces: e.Replaces, Id: e.ID, Reason: e.Reason, Index: e.Index, Tag: e.Tag,
-		Subject: e.Subject, Overwrite: e.Overwrite, Count: e.Count,
-	}
-	if b := e.Publisher; b != nil {
-		p.Publisher = &pb.Publisher{
-			Kind: b.Kind, Issuer: b.Issuer, Subject: b.Subject, Repository: b.Repository,
-			RepositoryId: b.RepositoryID, OwnerId: b.OwnerID, Workflow: b.Workflow, Environment: b.Environment,
-		}
-	}
+	p := new(pb.Entry)
+	fill(p, e)
 	return p
+}
+
+// fill sets every field of p.
+func fill(p *pb.Entry, e *entry.Entry) {
+	p.Kind, p.Claim, p.Registry, p.Ecosystem, p.Project = string(e.Kind), string(e.Claim), e.Registry, e.Ecosystem, e.Project
+	p.Version, p.File, p.Size, p.Sha256, p.Sha512, p.Time, p.UploadTime = e.Version, e.File, e.Size, e.SHA256, e.SHA512, e.Time, e.UploadTime
+	p.MetadataSha256, p.Auth, p.Uploader, p.AttestationSha256 = e.MetadataSHA256, e.Auth, e.Uploader, e.AttestationSHA256
+	p.SourcesSha256, p.Replaces, p.Id, p.Reason, p.Index, p.Tag = e.SourcesSHA256, e.Replaces, e.ID, e.Reason, e.Index, e.Tag
+	p.Subject, p.Overwrite, p.Count = e.Subject, e.Overwrite, e.Count
+	b := e.Publisher
+	if b == nil {
+		p.Publisher = nil
+		return
+	}
+	if p.Publisher == nil {
+		p.Publisher = new(pb.Publisher)
+	}
+	q := p.Publisher
+	q.Kind, q.Issuer, q.Subject, q.Repository = b.Kind, b.Issuer, b.Subject, b.Repository
+	q.RepositoryId, q.OwnerId, q.Workflow, q.Environment = b.RepositoryID, b.OwnerID, b.Workflow, b.Environment
 }

@@ -116,7 +116,11 @@ func upload(n int, content string) *entry.Entry {
 func TestSubmit(t *testing.T) {
 	l := start(t)
 	c := l.dial(t, l.token)
-	check(t, c.Ready(t.Context()))
+	for deadline := time.Now().Add(10 * time.Second); c.Ready(t.Context()) != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(c.Ready(t.Context()))
+		}
+	}
 	ack, err := c.Submit(t.Context(), upload(0, "a"))
 	check(t, err)
 	v, err := client.Verify(l.policy, client.File{Registry: registry, Ecosystem: entry.PyPI, Project: "demo", Name: "demo-1.0.tar.gz", SHA256: sha256.Sum256([]byte("a"))}, ack.Proof)
@@ -235,7 +239,7 @@ func TestStream(t *testing.T) {
 		}
 	}
 	var got uint64
-	err := c.Stream(t.Context(), source(300, io.EOF), func(seq uint64, r submit.Result) error {
+	err := c.Stream(t.Context(), submit.StreamOptions{}, source(300, io.EOF), func(seq uint64, r submit.Result) error {
 		if seq != got {
 			t.Errorf("answer %d where %d was due", seq, got)
 		}
@@ -262,14 +266,14 @@ func TestStream(t *testing.T) {
 		t.Fatalf("%d answers, %v", got, err)
 	}
 	broken := errors.New("the source broke")
-	if err := c.Stream(t.Context(), source(3, broken), func(uint64, submit.Result) error { return nil }); !errors.Is(err, broken) {
+	if err := c.Stream(t.Context(), submit.StreamOptions{}, source(3, broken), func(uint64, submit.Result) error { return nil }); !errors.Is(err, broken) {
 		t.Errorf("a source that breaks: %v", err)
 	}
 	full := errors.New("the sink is full")
-	if err := c.Stream(t.Context(), source(300, io.EOF), func(uint64, submit.Result) error { return full }); !errors.Is(err, full) {
+	if err := c.Stream(t.Context(), submit.StreamOptions{}, source(300, io.EOF), func(uint64, submit.Result) error { return full }); !errors.Is(err, full) {
 		t.Errorf("a sink that breaks: %v", err)
 	}
-	if err := l.dial(t, "garbage").Stream(t.Context(), source(3, io.EOF), func(uint64, submit.Result) error { return nil }); !errors.Is(err, submit.ErrUnauthorized) {
+	if err := l.dial(t, "garbage").Stream(t.Context(), submit.StreamOptions{}, source(3, io.EOF), func(uint64, submit.Result) error { return nil }); !errors.Is(err, submit.ErrUnauthorized) {
 		t.Errorf("a garbage token: %v", err)
 	}
 }

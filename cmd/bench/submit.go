@@ -103,7 +103,7 @@ func portbookBulk(ctx context.Context, dir string, entries []*entry.Entry) (rate
 	start := time.Now()
 	next := 0
 	acked := 0
-	err = c.Stream(ctx, func() (*entry.Entry, error) {
+	err = c.Stream(ctx, submit.StreamOptions{}, func() (*entry.Entry, error) {
 		if next == len(entries) {
 			return nil, io.EOF
 		}

@@ -26,6 +26,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Wait says when a submission is answered.
+type Wait int32
+
+const (
+	// With index and proof, once a checkpoint that covers the entry is published
+	// with the quorum's cosignatures: an acknowledgement.
+	Wait_COSIGNED Wait = 0
+	// With the index alone, once the entry is durable in the log: a receipt. It is
+	// the log's bare word: it proves nothing to a client, and binds nobody until a
+	// checkpoint covers it. For backfills that fetch their proofs afterwards.
+	Wait_SEQUENCED Wait = 1
+)
+
+// Enum value maps for Wait.
+var (
+	Wait_name = map[int32]string{
+		0: "COSIGNED",
+		1: "SEQUENCED",
+	}
+	Wait_value = map[string]int32{
+		"COSIGNED":  0,
+		"SEQUENCED": 1,
+	}
+)
+
+func (x Wait) Enum() *Wait {
+	p := new(Wait)
+	*p = x
+	return p
+}
+
+func (x Wait) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Wait) Descriptor() protoreflect.EnumDescriptor {
+	return file_portbook_v1_log_proto_enumTypes[0].Descriptor()
+}
+
+func (Wait) Type() protoreflect.EnumType {
+	return &file_portbook_v1_log_proto_enumTypes[0]
+}
+
+func (x Wait) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Wait.Descriptor instead.
+func (Wait) EnumDescriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{0}
+}
+
 // Entry is one leaf before it is encoded; entry/FORMAT.md says what each field
 // means and which kind carries it. An empty field is absent.
 type Entry struct {
@@ -376,6 +428,7 @@ func (x *Publisher) GetEnvironment() string {
 type SubmitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entry         *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Wait          Wait                   `protobuf:"varint,2,opt,name=wait,proto3,enum=portbook.v1.Wait" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,11 +470,18 @@ func (x *SubmitRequest) GetEntry() *Entry {
 	return nil
 }
 
+func (x *SubmitRequest) GetWait() Wait {
+	if x != nil {
+		return x.Wait
+	}
+	return Wait_COSIGNED
+}
+
 type SubmitResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// The tlog-proof (c2sp.org/tlog-proof) against a checkpoint that satisfies the
-	// log's publish policy. Its extra line is the leaf.
+	// log's publish policy. Its extra line is the leaf. Empty in a receipt.
 	Proof         []byte `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -471,22 +531,99 @@ func (x *SubmitResponse) GetProof() []byte {
 	return nil
 }
 
+type SubmitStreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 256, and 256 KiB in all.
+	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The rest counts in the first message alone.
+	Wait Wait `protobuf:"varint,2,opt,name=wait,proto3,enum=portbook.v1.Wait" json:"wait,omitempty"`
+	// Name of the stream, chosen by the caller, its own for each credential: 1 to
+	// 64 of A-Z a-z 0-9 . _ -. Empty: the stream cannot be resumed.
+	Stream string `protobuf:"bytes,3,opt,name=stream,proto3" json:"stream,omitempty"`
+	// Position in the named stream of the first entry that is sent, at most what
+	// the server says it has accepted. A caller that has lost its place sends a
+	// first message without entries, waits for the answer, and sets it in the
+	// second message.
+	Position      uint64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitStreamRequest) Reset() {
+	*x = SubmitStreamRequest{}
+	mi := &file_portbook_v1_log_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitStreamRequest) ProtoMessage() {}
+
+func (x *SubmitStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitStreamRequest.ProtoReflect.Descriptor instead.
+func (*SubmitStreamRequest) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SubmitStreamRequest) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *SubmitStreamRequest) GetWait() Wait {
+	if x != nil {
+		return x.Wait
+	}
+	return Wait_COSIGNED
+}
+
+func (x *SubmitStreamRequest) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *SubmitStreamRequest) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
 type SubmitStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Position of the request that this answers in the stream, from 0.
-	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Types that are valid to be assigned to Outcome:
-	//
-	//	*SubmitStreamResponse_Logged
-	//	*SubmitStreamResponse_Error
-	Outcome       isSubmitStreamResponse_Outcome `protobuf_oneof:"outcome"`
+	// Position in the stream of the entry that results begins with. An entry's
+	// position is the number of entries before it.
+	Position uint64          `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
+	Results  []*StreamResult `protobuf:"bytes,2,rep,name=results,proto3" json:"results,omitempty"`
+	// In the first answer on a named stream, which has no results: so many entries,
+	// from position 0, have been answered before, and what was logged of them is
+	// durable.
+	Accepted      *uint64 `protobuf:"varint,3,opt,name=accepted,proto3,oneof" json:"accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SubmitStreamResponse) Reset() {
 	*x = SubmitStreamResponse{}
-	mi := &file_portbook_v1_log_proto_msgTypes[4]
+	mi := &file_portbook_v1_log_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +635,7 @@ func (x *SubmitStreamResponse) String() string {
 func (*SubmitStreamResponse) ProtoMessage() {}
 
 func (x *SubmitStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[4]
+	mi := &file_portbook_v1_log_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,56 +648,90 @@ func (x *SubmitStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStreamResponse.ProtoReflect.Descriptor instead.
 func (*SubmitStreamResponse) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{4}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *SubmitStreamResponse) GetSequence() uint64 {
+func (x *SubmitStreamResponse) GetPosition() uint64 {
 	if x != nil {
-		return x.Sequence
+		return x.Position
 	}
 	return 0
 }
 
-func (x *SubmitStreamResponse) GetOutcome() isSubmitStreamResponse_Outcome {
+func (x *SubmitStreamResponse) GetResults() []*StreamResult {
 	if x != nil {
-		return x.Outcome
+		return x.Results
 	}
 	return nil
 }
 
-func (x *SubmitStreamResponse) GetLogged() *SubmitResponse {
+func (x *SubmitStreamResponse) GetAccepted() uint64 {
+	if x != nil && x.Accepted != nil {
+		return *x.Accepted
+	}
+	return 0
+}
+
+// StreamResult is what one entry of a stream became.
+type StreamResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"` // empty in a receipt
+	Error         *StreamError           `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // set: the entry was refused
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamResult) Reset() {
+	*x = StreamResult{}
+	mi := &file_portbook_v1_log_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamResult) ProtoMessage() {}
+
+func (x *StreamResult) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[6]
 	if x != nil {
-		if x, ok := x.Outcome.(*SubmitStreamResponse_Logged); ok {
-			return x.Logged
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
 		}
+		return ms
 	}
-	return nil
+	return mi.MessageOf(x)
 }
 
-func (x *SubmitStreamResponse) GetError() *StreamError {
+// Deprecated: Use StreamResult.ProtoReflect.Descriptor instead.
+func (*StreamResult) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StreamResult) GetIndex() uint64 {
 	if x != nil {
-		if x, ok := x.Outcome.(*SubmitStreamResponse_Error); ok {
-			return x.Error
-		}
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StreamResult) GetProof() []byte {
+	if x != nil {
+		return x.Proof
 	}
 	return nil
 }
 
-type isSubmitStreamResponse_Outcome interface {
-	isSubmitStreamResponse_Outcome()
+func (x *StreamResult) GetError() *StreamError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
 }
-
-type SubmitStreamResponse_Logged struct {
-	Logged *SubmitResponse `protobuf:"bytes,2,opt,name=logged,proto3,oneof"`
-}
-
-type SubmitStreamResponse_Error struct {
-	Error *StreamError `protobuf:"bytes,3,opt,name=error,proto3,oneof"`
-}
-
-func (*SubmitStreamResponse_Logged) isSubmitStreamResponse_Outcome() {}
-
-func (*SubmitStreamResponse_Error) isSubmitStreamResponse_Outcome() {}
 
 // StreamError is what Submit would have failed with.
 type StreamError struct {
@@ -576,7 +747,7 @@ type StreamError struct {
 
 func (x *StreamError) Reset() {
 	*x = StreamError{}
-	mi := &file_portbook_v1_log_proto_msgTypes[5]
+	mi := &file_portbook_v1_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +759,7 @@ func (x *StreamError) String() string {
 func (*StreamError) ProtoMessage() {}
 
 func (x *StreamError) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[5]
+	mi := &file_portbook_v1_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +772,7 @@ func (x *StreamError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamError.ProtoReflect.Descriptor instead.
 func (*StreamError) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StreamError) GetCode() int32 {
@@ -653,7 +824,7 @@ type GetProofRequest struct {
 
 func (x *GetProofRequest) Reset() {
 	*x = GetProofRequest{}
-	mi := &file_portbook_v1_log_proto_msgTypes[6]
+	mi := &file_portbook_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +836,7 @@ func (x *GetProofRequest) String() string {
 func (*GetProofRequest) ProtoMessage() {}
 
 func (x *GetProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[6]
+	mi := &file_portbook_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +849,7 @@ func (x *GetProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProofRequest.ProtoReflect.Descriptor instead.
 func (*GetProofRequest) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetProofRequest) GetBy() isGetProofRequest_By {
@@ -748,7 +919,7 @@ type GetProofResponse struct {
 
 func (x *GetProofResponse) Reset() {
 	*x = GetProofResponse{}
-	mi := &file_portbook_v1_log_proto_msgTypes[7]
+	mi := &file_portbook_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +931,7 @@ func (x *GetProofResponse) String() string {
 func (*GetProofResponse) ProtoMessage() {}
 
 func (x *GetProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[7]
+	mi := &file_portbook_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +944,7 @@ func (x *GetProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProofResponse.ProtoReflect.Descriptor instead.
 func (*GetProofResponse) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetProofResponse) GetProofs() []*LoggedEntry {
@@ -794,7 +965,7 @@ type LoggedEntry struct {
 
 func (x *LoggedEntry) Reset() {
 	*x = LoggedEntry{}
-	mi := &file_portbook_v1_log_proto_msgTypes[8]
+	mi := &file_portbook_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +977,7 @@ func (x *LoggedEntry) String() string {
 func (*LoggedEntry) ProtoMessage() {}
 
 func (x *LoggedEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[8]
+	mi := &file_portbook_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +990,7 @@ func (x *LoggedEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoggedEntry.ProtoReflect.Descriptor instead.
 func (*LoggedEntry) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LoggedEntry) GetIndex() uint64 {
@@ -857,7 +1028,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_portbook_v1_log_proto_msgTypes[9]
+	mi := &file_portbook_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +1040,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[9]
+	mi := &file_portbook_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1053,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LookupRequest) GetRegistry() string {
@@ -937,7 +1108,7 @@ type LookupResponse struct {
 
 func (x *LookupResponse) Reset() {
 	*x = LookupResponse{}
-	mi := &file_portbook_v1_log_proto_msgTypes[10]
+	mi := &file_portbook_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1120,7 @@ func (x *LookupResponse) String() string {
 func (*LookupResponse) ProtoMessage() {}
 
 func (x *LookupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[10]
+	mi := &file_portbook_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1133,7 @@ func (x *LookupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupResponse.ProtoReflect.Descriptor instead.
 func (*LookupResponse) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LookupResponse) GetEntries() []*LoggedEntry {
@@ -1027,17 +1198,27 @@ const file_portbook_v1_log_proto_rawDesc = "" +
 	"\rrepository_id\x18\x05 \x01(\tR\frepositoryId\x12\x19\n" +
 	"\bowner_id\x18\x06 \x01(\tR\aownerId\x12\x1a\n" +
 	"\bworkflow\x18\a \x01(\tR\bworkflow\x12 \n" +
-	"\venvironment\x18\b \x01(\tR\venvironment\"9\n" +
+	"\venvironment\x18\b \x01(\tR\venvironment\"`\n" +
 	"\rSubmitRequest\x12(\n" +
-	"\x05entry\x18\x01 \x01(\v2\x12.portbook.v1.EntryR\x05entry\"<\n" +
+	"\x05entry\x18\x01 \x01(\v2\x12.portbook.v1.EntryR\x05entry\x12%\n" +
+	"\x04wait\x18\x02 \x01(\x0e2\x11.portbook.v1.WaitR\x04wait\"<\n" +
 	"\x0eSubmitResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
-	"\x05proof\x18\x02 \x01(\fR\x05proof\"\xa6\x01\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\"\x9e\x01\n" +
+	"\x13SubmitStreamRequest\x12,\n" +
+	"\aentries\x18\x01 \x03(\v2\x12.portbook.v1.EntryR\aentries\x12%\n" +
+	"\x04wait\x18\x02 \x01(\x0e2\x11.portbook.v1.WaitR\x04wait\x12\x16\n" +
+	"\x06stream\x18\x03 \x01(\tR\x06stream\x12\x1a\n" +
+	"\bposition\x18\x04 \x01(\x04R\bposition\"\x95\x01\n" +
 	"\x14SubmitStreamResponse\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\x125\n" +
-	"\x06logged\x18\x02 \x01(\v2\x1b.portbook.v1.SubmitResponseH\x00R\x06logged\x120\n" +
-	"\x05error\x18\x03 \x01(\v2\x18.portbook.v1.StreamErrorH\x00R\x05errorB\t\n" +
-	"\aoutcome\"\x9f\x01\n" +
+	"\bposition\x18\x01 \x01(\x04R\bposition\x123\n" +
+	"\aresults\x18\x02 \x03(\v2\x19.portbook.v1.StreamResultR\aresults\x12\x1f\n" +
+	"\baccepted\x18\x03 \x01(\x04H\x00R\baccepted\x88\x01\x01B\v\n" +
+	"\t_accepted\"j\n" +
+	"\fStreamResult\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\x12.\n" +
+	"\x05error\x18\x03 \x01(\v2\x18.portbook.v1.StreamErrorR\x05error\"\x9f\x01\n" +
 	"\vStreamError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
@@ -1067,10 +1248,13 @@ const file_portbook_v1_log_proto_rawDesc = "" +
 	"page_token\x18\x06 \x01(\tR\tpageToken\"l\n" +
 	"\x0eLookupResponse\x122\n" +
 	"\aentries\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\aentries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xa7\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*#\n" +
+	"\x04Wait\x12\f\n" +
+	"\bCOSIGNED\x10\x00\x12\r\n" +
+	"\tSEQUENCED\x10\x012\xad\x02\n" +
 	"\x03Log\x12A\n" +
-	"\x06Submit\x12\x1a.portbook.v1.SubmitRequest\x1a\x1b.portbook.v1.SubmitResponse\x12Q\n" +
-	"\fSubmitStream\x12\x1a.portbook.v1.SubmitRequest\x1a!.portbook.v1.SubmitStreamResponse(\x010\x01\x12G\n" +
+	"\x06Submit\x12\x1a.portbook.v1.SubmitRequest\x1a\x1b.portbook.v1.SubmitResponse\x12W\n" +
+	"\fSubmitStream\x12 .portbook.v1.SubmitStreamRequest\x1a!.portbook.v1.SubmitStreamResponse(\x010\x01\x12G\n" +
 	"\bGetProof\x12\x1c.portbook.v1.GetProofRequest\x1a\x1d.portbook.v1.GetProofResponse\x12A\n" +
 	"\x06Lookup\x12\x1a.portbook.v1.LookupRequest\x1a\x1b.portbook.v1.LookupResponseB;Z9github.com/portbook/portbook/proto/portbook/v1;portbookv1b\x06proto3"
 
@@ -1086,40 +1270,47 @@ func file_portbook_v1_log_proto_rawDescGZIP() []byte {
 	return file_portbook_v1_log_proto_rawDescData
 }
 
-var file_portbook_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_portbook_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_portbook_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_portbook_v1_log_proto_goTypes = []any{
-	(*Entry)(nil),                // 0: portbook.v1.Entry
-	(*Publisher)(nil),            // 1: portbook.v1.Publisher
-	(*SubmitRequest)(nil),        // 2: portbook.v1.SubmitRequest
-	(*SubmitResponse)(nil),       // 3: portbook.v1.SubmitResponse
-	(*SubmitStreamResponse)(nil), // 4: portbook.v1.SubmitStreamResponse
-	(*StreamError)(nil),          // 5: portbook.v1.StreamError
-	(*GetProofRequest)(nil),      // 6: portbook.v1.GetProofRequest
-	(*GetProofResponse)(nil),     // 7: portbook.v1.GetProofResponse
-	(*LoggedEntry)(nil),          // 8: portbook.v1.LoggedEntry
-	(*LookupRequest)(nil),        // 9: portbook.v1.LookupRequest
-	(*LookupResponse)(nil),       // 10: portbook.v1.LookupResponse
+	(Wait)(0),                    // 0: portbook.v1.Wait
+	(*Entry)(nil),                // 1: portbook.v1.Entry
+	(*Publisher)(nil),            // 2: portbook.v1.Publisher
+	(*SubmitRequest)(nil),        // 3: portbook.v1.SubmitRequest
+	(*SubmitResponse)(nil),       // 4: portbook.v1.SubmitResponse
+	(*SubmitStreamRequest)(nil),  // 5: portbook.v1.SubmitStreamRequest
+	(*SubmitStreamResponse)(nil), // 6: portbook.v1.SubmitStreamResponse
+	(*StreamResult)(nil),         // 7: portbook.v1.StreamResult
+	(*StreamError)(nil),          // 8: portbook.v1.StreamError
+	(*GetProofRequest)(nil),      // 9: portbook.v1.GetProofRequest
+	(*GetProofResponse)(nil),     // 10: portbook.v1.GetProofResponse
+	(*LoggedEntry)(nil),          // 11: portbook.v1.LoggedEntry
+	(*LookupRequest)(nil),        // 12: portbook.v1.LookupRequest
+	(*LookupResponse)(nil),       // 13: portbook.v1.LookupResponse
 }
 var file_portbook_v1_log_proto_depIdxs = []int32{
-	1,  // 0: portbook.v1.Entry.publisher:type_name -> portbook.v1.Publisher
-	0,  // 1: portbook.v1.SubmitRequest.entry:type_name -> portbook.v1.Entry
-	3,  // 2: portbook.v1.SubmitStreamResponse.logged:type_name -> portbook.v1.SubmitResponse
-	5,  // 3: portbook.v1.SubmitStreamResponse.error:type_name -> portbook.v1.StreamError
-	8,  // 4: portbook.v1.GetProofResponse.proofs:type_name -> portbook.v1.LoggedEntry
-	8,  // 5: portbook.v1.LookupResponse.entries:type_name -> portbook.v1.LoggedEntry
-	2,  // 6: portbook.v1.Log.Submit:input_type -> portbook.v1.SubmitRequest
-	2,  // 7: portbook.v1.Log.SubmitStream:input_type -> portbook.v1.SubmitRequest
-	6,  // 8: portbook.v1.Log.GetProof:input_type -> portbook.v1.GetProofRequest
-	9,  // 9: portbook.v1.Log.Lookup:input_type -> portbook.v1.LookupRequest
-	3,  // 10: portbook.v1.Log.Submit:output_type -> portbook.v1.SubmitResponse
-	4,  // 11: portbook.v1.Log.SubmitStream:output_type -> portbook.v1.SubmitStreamResponse
-	7,  // 12: portbook.v1.Log.GetProof:output_type -> portbook.v1.GetProofResponse
-	10, // 13: portbook.v1.Log.Lookup:output_type -> portbook.v1.LookupResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	2,  // 0: portbook.v1.Entry.publisher:type_name -> portbook.v1.Publisher
+	1,  // 1: portbook.v1.SubmitRequest.entry:type_name -> portbook.v1.Entry
+	0,  // 2: portbook.v1.SubmitRequest.wait:type_name -> portbook.v1.Wait
+	1,  // 3: portbook.v1.SubmitStreamRequest.entries:type_name -> portbook.v1.Entry
+	0,  // 4: portbook.v1.SubmitStreamRequest.wait:type_name -> portbook.v1.Wait
+	7,  // 5: portbook.v1.SubmitStreamResponse.results:type_name -> portbook.v1.StreamResult
+	8,  // 6: portbook.v1.StreamResult.error:type_name -> portbook.v1.StreamError
+	11, // 7: portbook.v1.GetProofResponse.proofs:type_name -> portbook.v1.LoggedEntry
+	11, // 8: portbook.v1.LookupResponse.entries:type_name -> portbook.v1.LoggedEntry
+	3,  // 9: portbook.v1.Log.Submit:input_type -> portbook.v1.SubmitRequest
+	5,  // 10: portbook.v1.Log.SubmitStream:input_type -> portbook.v1.SubmitStreamRequest
+	9,  // 11: portbook.v1.Log.GetProof:input_type -> portbook.v1.GetProofRequest
+	12, // 12: portbook.v1.Log.Lookup:input_type -> portbook.v1.LookupRequest
+	4,  // 13: portbook.v1.Log.Submit:output_type -> portbook.v1.SubmitResponse
+	6,  // 14: portbook.v1.Log.SubmitStream:output_type -> portbook.v1.SubmitStreamResponse
+	10, // 15: portbook.v1.Log.GetProof:output_type -> portbook.v1.GetProofResponse
+	13, // 16: portbook.v1.Log.Lookup:output_type -> portbook.v1.LookupResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_portbook_v1_log_proto_init() }
@@ -1128,12 +1319,9 @@ func file_portbook_v1_log_proto_init() {
 		return
 	}
 	file_portbook_v1_log_proto_msgTypes[0].OneofWrappers = []any{}
-	file_portbook_v1_log_proto_msgTypes[4].OneofWrappers = []any{
-		(*SubmitStreamResponse_Logged)(nil),
-		(*SubmitStreamResponse_Error)(nil),
-	}
 	file_portbook_v1_log_proto_msgTypes[5].OneofWrappers = []any{}
-	file_portbook_v1_log_proto_msgTypes[6].OneofWrappers = []any{
+	file_portbook_v1_log_proto_msgTypes[7].OneofWrappers = []any{}
+	file_portbook_v1_log_proto_msgTypes[8].OneofWrappers = []any{
 		(*GetProofRequest_Index)(nil),
 		(*GetProofRequest_LeafHash)(nil),
 		(*GetProofRequest_Sha256)(nil),
@@ -1143,13 +1331,14 @@ func file_portbook_v1_log_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portbook_v1_log_proto_rawDesc), len(file_portbook_v1_log_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   11,
+			NumEnums:      1,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_portbook_v1_log_proto_goTypes,
 		DependencyIndexes: file_portbook_v1_log_proto_depIdxs,
+		EnumInfos:         file_portbook_v1_log_proto_enumTypes,
 		MessageInfos:      file_portbook_v1_log_proto_msgTypes,
 	}.Build()
 	File_portbook_v1_log_proto = out.File

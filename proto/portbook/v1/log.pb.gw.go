@@ -71,7 +71,7 @@ func request_Log_SubmitStream_0(ctx context.Context, marshaler runtime.Marshaler
 	}
 	dec := marshaler.NewDecoder(req.Body)
 	handleSend := func() error {
-		var protoReq SubmitRequest
+		var protoReq SubmitStreamRequest
 		err := dec.Decode(&protoReq)
 		if errors.Is(err, io.EOF) {
 			return err

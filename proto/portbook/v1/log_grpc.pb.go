@@ -39,20 +39,29 @@ const (
 // Errors carry a google.rpc.ErrorInfo with domain "portbook" whose reason is one
 // of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
 // UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, and, worth
-// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE.
+// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE. Those come with a
+// google.rpc.RetryInfo.
 type LogClient interface {
 	// Submit logs one entry and waits until a checkpoint that covers it is
-	// published with the cosignatures of the log's quorum.
+	// published with the cosignatures of the log's quorum, or as Wait says.
 	//
 	// The same slot and digest again return the first entry's index and a valid
 	// proof. Another digest for the slot is ALREADY_EXISTS and names the first
-	// index. While the quorum is out the call waits for its deadline, then fails
-	// with UNAVAILABLE; the same submission later returns the same index.
+	// index. Waiting ends with the caller's deadline (grpc-timeout) or the server's
+	// own limit, whichever is first; the caller then sees UNAVAILABLE with reason
+	// NOT_PUBLISHED, or DEADLINE_EXCEEDED if its own clock was faster. The entry may
+	// be logged all the same: the same submission later returns the same index.
 	Submit(ctx context.Context, in *SubmitRequest, opts ...grpc.CallOption) (*SubmitResponse, error)
-	// SubmitStream logs many entries and answers each, in order, once it is
-	// covered by a published checkpoint: the way to backfill. An entry that is
-	// refused is answered with its error and the stream goes on.
-	SubmitStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitRequest, SubmitStreamResponse], error)
+	// SubmitStream logs many entries and answers each, in order: the way to
+	// backfill. An entry that is refused is answered with its error and the stream
+	// goes on; trouble that is worth trying again ends the stream, and what was not
+	// answered can be submitted again. The server reads ahead of its answers by a
+	// bounded number of entries: who does not read the answers is not read from.
+	//
+	// A stream with a name can be resumed, also after a restart of the server: the
+	// first answer, before any entry is read, says how many of the stream's entries
+	// have been answered for good, and the caller goes on there.
+	SubmitStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitStreamRequest, SubmitStreamResponse], error)
 	// GetProof proves an entry against the newest published checkpoint.
 	GetProof(ctx context.Context, in *GetProofRequest, opts ...grpc.CallOption) (*GetProofResponse, error)
 	// Lookup lists published entries of a project, oldest first. What it answers
@@ -78,18 +87,18 @@ func (c *logClient) Submit(ctx context.Context, in *SubmitRequest, opts ...grpc.
 	return out, nil
 }
 
-func (c *logClient) SubmitStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitRequest, SubmitStreamResponse], error) {
+func (c *logClient) SubmitStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitStreamRequest, SubmitStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Log_ServiceDesc.Streams[0], Log_SubmitStream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[SubmitRequest, SubmitStreamResponse]{ClientStream: stream}
+	x := &grpc.GenericClientStream[SubmitStreamRequest, SubmitStreamResponse]{ClientStream: stream}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Log_SubmitStreamClient = grpc.BidiStreamingClient[SubmitRequest, SubmitStreamResponse]
+type Log_SubmitStreamClient = grpc.BidiStreamingClient[SubmitStreamRequest, SubmitStreamResponse]
 
 func (c *logClient) GetProof(ctx context.Context, in *GetProofRequest, opts ...grpc.CallOption) (*GetProofResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -120,20 +129,29 @@ func (c *logClient) Lookup(ctx context.Context, in *LookupRequest, opts ...grpc.
 // Errors carry a google.rpc.ErrorInfo with domain "portbook" whose reason is one
 // of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
 // UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, and, worth
-// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE.
+// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE. Those come with a
+// google.rpc.RetryInfo.
 type LogServer interface {
 	// Submit logs one entry and waits until a checkpoint that covers it is
-	// published with the cosignatures of the log's quorum.
+	// published with the cosignatures of the log's quorum, or as Wait says.
 	//
 	// The same slot and digest again return the first entry's index and a valid
 	// proof. Another digest for the slot is ALREADY_EXISTS and names the first
-	// index. While the quorum is out the call waits for its deadline, then fails
-	// with UNAVAILABLE; the same submission later returns the same index.
+	// index. Waiting ends with the caller's deadline (grpc-timeout) or the server's
+	// own limit, whichever is first; the caller then sees UNAVAILABLE with reason
+	// NOT_PUBLISHED, or DEADLINE_EXCEEDED if its own clock was faster. The entry may
+	// be logged all the same: the same submission later returns the same index.
 	Submit(context.Context, *SubmitRequest) (*SubmitResponse, error)
-	// SubmitStream logs many entries and answers each, in order, once it is
-	// covered by a published checkpoint: the way to backfill. An entry that is
-	// refused is answered with its error and the stream goes on.
-	SubmitStream(grpc.BidiStreamingServer[SubmitRequest, SubmitStreamResponse]) error
+	// SubmitStream logs many entries and answers each, in order: the way to
+	// backfill. An entry that is refused is answered with its error and the stream
+	// goes on; trouble that is worth trying again ends the stream, and what was not
+	// answered can be submitted again. The server reads ahead of its answers by a
+	// bounded number of entries: who does not read the answers is not read from.
+	//
+	// A stream with a name can be resumed, also after a restart of the server: the
+	// first answer, before any entry is read, says how many of the stream's entries
+	// have been answered for good, and the caller goes on there.
+	SubmitStream(grpc.BidiStreamingServer[SubmitStreamRequest, SubmitStreamResponse]) error
 	// GetProof proves an entry against the newest published checkpoint.
 	GetProof(context.Context, *GetProofRequest) (*GetProofResponse, error)
 	// Lookup lists published entries of a project, oldest first. What it answers
@@ -152,7 +170,7 @@ type UnimplementedLogServer struct{}
 func (UnimplementedLogServer) Submit(context.Context, *SubmitRequest) (*SubmitResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Submit not implemented")
 }
-func (UnimplementedLogServer) SubmitStream(grpc.BidiStreamingServer[SubmitRequest, SubmitStreamResponse]) error {
+func (UnimplementedLogServer) SubmitStream(grpc.BidiStreamingServer[SubmitStreamRequest, SubmitStreamResponse]) error {
 	return status.Error(codes.Unimplemented, "method SubmitStream not implemented")
 }
 func (UnimplementedLogServer) GetProof(context.Context, *GetProofRequest) (*GetProofResponse, error) {
@@ -201,11 +219,11 @@ func _Log_Submit_Handler(srv interface{}, ctx context.Context, dec func(interfac
 }
 
 func _Log_SubmitStream_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(LogServer).SubmitStream(&grpc.GenericServerStream[SubmitRequest, SubmitStreamResponse]{ServerStream: stream})
+	return srv.(LogServer).SubmitStream(&grpc.GenericServerStream[SubmitStreamRequest, SubmitStreamResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Log_SubmitStreamServer = grpc.BidiStreamingServer[SubmitRequest, SubmitStreamResponse]
+type Log_SubmitStreamServer = grpc.BidiStreamingServer[SubmitStreamRequest, SubmitStreamResponse]
 
 func _Log_GetProof_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetProofRequest)
