@@ -39,13 +39,13 @@ for value in "$dir" "$origin" "$registry" "$anchor"; do
 	*[!A-Za-z0-9/._:-]*) die 2 "$value: only letters, digits and / . _ : - are allowed" ;;
 	esac
 done
-for part in etc log anchor witness/w1 witness/w2 witness/w3 monitor gateway proxy; do
+for part in etc log anchor mark witness/w1 witness/w2 witness/w3 monitor gateway proxy; do
 	[ -z "$(ls -A "$dir/$part" 2>/dev/null)" ] || die 1 "$dir/$part is not empty: choose another directory"
 done
 for program in portbook-log portbook-witness portbook-monitor; do
 	command -v "$program" >/dev/null || die 3 "$program is not in PATH"
 done
-mkdir -p "$dir/etc" "$dir/anchor" "$dir/gateway" "$dir/proxy" "$(dirname "$anchor")"
+mkdir -p "$dir/etc" "$dir/anchor" "$dir/mark" "$dir/gateway" "$dir/proxy" "$(dirname "$anchor")"
 trap 'echo "setup.sh: not finished; empty $dir before you try again" >&2' EXIT
 
 # value KEY: that string of the JSON object on standard input.
@@ -81,10 +81,18 @@ log_key=$(portbook-log init --json --origin "$origin" --dir "$dir/log" --anchor 
 } >"$dir/etc/client.policy"
 for n in 1 2 3; do
 	witness=$dir/witness/w$n
-	key=$(portbook-witness init --json --name "witness.example/w$n" --dir "$witness" | value vkey)
+	key=$(portbook-witness init --json --name "witness.example/w$n" --dir "$witness" --mark "$dir/mark/w$n" | value vkey)
 	[ -n "$key" ] || die 3 "portbook-witness init printed no key"
 	portbook-witness add-log --yes --dir "$witness" "$log_key" >/dev/null
-	sed -e "s|w1|w$n|" -e "s|7381|738$n|" "$templates/witness.yaml" | configure >"$dir/etc/witness-w$n.yaml"
+	{
+		sed -e "s|w1|w$n|" -e "s|7381|738$n|" "$templates/witness.yaml" | configure
+		if [ "$(stat -c %d "$witness")" = "$(stat -c %d "$dir/mark")" ]; then
+			echo
+			echo "# The mark is on the witness's own disk: whoever restores that disk as a"
+			echo "# whole brings both back, and this witness may sign a second history."
+			echo "mark-beside: true"
+		fi
+	} >"$dir/etc/witness-w$n.yaml"
 	echo "witness w$n $key http://127.0.0.1:738$n/" >>"$dir/etc/publish.policy"
 	echo "witness w$n $key" >>"$dir/etc/client.policy"
 done

@@ -102,7 +102,7 @@ func newRigWitness(t testing.TB, name, db string, log *c2sp.Key) *rigWitness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := witness.CreateStore(t.Context(), db, signer.Key(), time.Now())
+	store, err := witness.CreateStore(t.Context(), db, []*c2sp.Key{signer.Key()}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

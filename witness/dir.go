@@ -23,60 +23,88 @@ import (
 
 // The names of the files in a witness directory.
 const (
-	KeyFile      = "witness.key" // one line, PRIVATE+KEY+...; mode 0600
-	DatabaseFile = "witness.db"  // SQLite, with -wal and -shm beside it; mode 0600
+	KeyFile      = "witness.key"       // one line, PRIVATE+KEY+...: Ed25519; mode 0600
+	MLDSAKeyFile = "witness-mldsa.key" // the same: ML-DSA-44
+	MarkFile     = "witness.mark"      // see CreateMark; here only where no other file system is to be had
+	DatabaseFile = "witness.db"        // SQLite, with -wal and -shm beside it; mode 0600
 )
 
 // A Dir is an open witness directory.
 type Dir struct {
 	Path   string
 	Signer *c2sp.Signer
+	MLDSA  *c2sp.Signer // nil in a witness that was made without
 	Store  *Store
 }
 
-// CreateDir makes a new witness: an Ed25519 cosigner key of this name and an
-// empty database that belongs to it. It refuses a directory that already holds
-// either, whoever made it.
-func CreateDir(ctx context.Context, path, name string, now time.Time) (*Dir, error) {
-	signer, err := c2sp.GenerateSigner(name, c2sp.AlgEd25519Cosig)
-	if err != nil {
+// Keys returns the public keys, Ed25519 first.
+func (d *Dir) Keys() []*c2sp.Key {
+	keys := []*c2sp.Key{d.Signer.Key()}
+	if d.MLDSA != nil {
+		keys = append(keys, d.MLDSA.Key())
+	}
+	return keys
+}
+
+// CreateDir makes a new witness: two cosigner keys of this name, Ed25519 and
+// ML-DSA-44, and an empty database that belongs to them. It refuses a directory
+// that already holds any of it, whoever made it.
+func CreateDir(ctx context.Context, path, name string, now time.Time) (_ *Dir, err error) {
+	d := &Dir{Path: path}
+	if d.Signer, err = c2sp.GenerateSigner(name, c2sp.AlgEd25519Cosig); err != nil {
+		return nil, fmt.Errorf("name %q: %w", name, err)
+	}
+	if d.MLDSA, err = c2sp.GenerateSigner(name, c2sp.AlgMLDSA44); err != nil {
 		return nil, fmt.Errorf("name %q: %w", name, err)
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("making the witness directory: %w", err)
 	}
-	for _, file := range []string{KeyFile, DatabaseFile} {
+	for _, file := range []string{KeyFile, MLDSAKeyFile, DatabaseFile} {
 		if _, err := os.Lstat(filepath.Join(path, file)); !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s already holds %s: a witness is made once, choose another directory", path, file)
 		}
 	}
-	keyPath := filepath.Join(path, KeyFile)
-	if err := writeKey(keyPath, signer); err != nil {
+	var written []string // and has signed nothing
+	defer func() {
+		if err != nil {
+			for _, file := range written {
+				os.Remove(file)
+			}
+		}
+	}()
+	for file, signer := range map[string]*c2sp.Signer{KeyFile: d.Signer, MLDSAKeyFile: d.MLDSA} {
+		file = filepath.Join(path, file)
+		if err := writeKey(file, signer); err != nil {
+			return nil, err
+		}
+		written = append(written, file)
+	}
+	if d.Store, err = CreateStore(ctx, filepath.Join(path, DatabaseFile), d.Keys(), now); err != nil {
 		return nil, err
 	}
-	store, err := CreateStore(ctx, filepath.Join(path, DatabaseFile), signer.Key(), now)
-	if err != nil {
-		os.Remove(keyPath) // has signed nothing
-		return nil, err
-	}
-	return &Dir{Path: path, Signer: signer, Store: store}, nil
+	return d, nil
 }
 
 // OpenDir opens an existing witness.
-func OpenDir(path string) (*Dir, error) {
-	signer, err := ReadKey(filepath.Join(path, KeyFile))
-	if err != nil {
+func OpenDir(path string) (_ *Dir, err error) {
+	d := &Dir{Path: path}
+	if d.Signer, err = ReadKey(filepath.Join(path, KeyFile)); err != nil {
 		return nil, err
 	}
-	store, err := OpenStore(filepath.Join(path, DatabaseFile))
-	if err != nil {
+	second := filepath.Join(path, MLDSAKeyFile)
+	if _, err := os.Lstat(second); !errors.Is(err, fs.ErrNotExist) {
+		if d.MLDSA, err = ReadKey(second); err != nil {
+			return nil, err
+		}
+	}
+	if d.Store, err = OpenStore(filepath.Join(path, DatabaseFile)); err != nil {
 		return nil, err
 	}
-	if _, err := store.bound(signer.Key()); err != nil {
-		store.Close()
-		return nil, err
+	if err := d.Store.belongsTo(d.Keys()); err != nil {
+		return nil, errors.Join(err, d.Store.Close())
 	}
-	return &Dir{Path: path, Signer: signer, Store: store}, nil
+	return d, nil
 }
 
 // Close closes the database.

@@ -10,8 +10,10 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -178,13 +180,13 @@ func TestEveryMust(t *testing.T) {
 		r.must(r.post((&testLog{r.log.origin, other.signer, r.log.tree}).request(8, 9)), 403) // trusted, for another origin
 		both, _ := second.signer.Sign(r.log.checkpoint(9).Text())
 		r.must(r.post(body(8, r.log.tree.consistency(8, 9), r.log.note(r.log.checkpoint(9), both))), 200)
-		if n := r.audit(r.log.origin); len(n.Sigs) != 3 {
-			t.Errorf("%d signatures are served; two log keys signed, and we", len(n.Sigs))
+		if n := r.audit(r.log.origin); len(n.Sigs) != 2+2 {
+			t.Errorf("%d signatures are served; two log keys signed, and our two", len(n.Sigs))
 		}
 		again, _ := r.log.signer.Sign(r.log.checkpoint(9).Text())
 		r.must(r.post(body(9, nil, r.log.note(r.log.checkpoint(9), again, again))), 200)
-		if n := r.audit(r.log.origin); len(n.Sigs) != 2 {
-			t.Errorf("%d signatures are served; one log key signed, three times, and we", len(n.Sigs))
+		if n := r.audit(r.log.origin); len(n.Sigs) != 1+2 {
+			t.Errorf("%d signatures are served; one log key signed, three times, and our two", len(n.Sigs))
 		}
 	})
 	t.Run("A log that signs with ML-DSA-44 (tlog-checkpoint: Logs SHOULD).", func(t *testing.T) {
@@ -450,7 +452,7 @@ func TestEveryMust(t *testing.T) {
 	t.Run("The response body MUST be a sequence of one or more note signature lines, each starting with the — character (U+2014) and ending with a newline character (U+000A).", func(t *testing.T) {
 		r := newRig(t)
 		a := r.must(r.post(r.log.request(0, 5)), 200)
-		if !strings.HasPrefix(a.body, "\u2014 witness.example/w1 ") || strings.Count(a.body, "\n") != 1 || !strings.HasSuffix(a.body, "\n") {
+		if strings.Count(a.body, "\u2014 witness.example/w1 ") != 2 || !strings.HasPrefix(a.body, "\u2014 ") || strings.Count(a.body, "\n") != 2 || !strings.HasSuffix(a.body, "\n") {
 			t.Errorf("%q", a.body)
 		}
 		// "the client MAY concatenate it to the checkpoint"
@@ -466,12 +468,38 @@ func TestEveryMust(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		at, err := r.w.Key().VerifyNote(r.log.checkpoint(5).Text(), sigs[0])
-		if err != nil || !at.Equal(noon) {
-			t.Errorf("cosigned at %v: %v", at, err)
+		for i, k := range r.w.Keys() {
+			at, err := k.VerifyNote(r.log.checkpoint(5).Text(), sigs[i])
+			if err != nil || !at.Equal(noon) {
+				t.Errorf("%s: cosigned at %v: %v", k.Alg(), at, err)
+			}
+			if _, err := k.VerifyNote(r.log.checkpoint(6).Text(), sigs[i]); err == nil {
+				t.Errorf("%s: the cosignature is good for another checkpoint", k.Alg())
+			}
 		}
-		if _, err := r.w.Key().VerifyNote(r.log.checkpoint(6).Text(), sigs[0]); err == nil {
-			t.Error("the cosignature is good for another checkpoint")
+	})
+	t.Run("Witnesses SHOULD use ML-DSA-44 cosignatures.", func(t *testing.T) {
+		r := newRig(t)
+		a := r.must(r.post(r.log.request(0, 5)), 200)
+		sigs, _ := c2sp.ParseSignatureLines([]byte(a.body))
+		keys := r.w.Keys()
+		if len(keys) != 2 || len(sigs) != 2 || keys[1].Alg() != c2sp.AlgMLDSA44 || keys[0].Name() != keys[1].Name() || bytes.Equal(keys[0].Raw(), keys[1].Raw()) {
+			t.Fatalf("%d keys, %d signatures", len(keys), len(sigs))
+		}
+		// A second key of another kind or name, or that the state is not of.
+		for name, second := range map[string]*c2sp.Signer{
+			"Ed25519": mustSigner(t, keys[0].Name(), c2sp.AlgEd25519Cosig), "other name": mustSigner(t, "other.example/w", c2sp.AlgMLDSA44), "foreign": mustSigner(t, keys[0].Name(), c2sp.AlgMLDSA44),
+		} {
+			if _, err := New(Config{Signer: r.dir.Signer, MLDSA: second, Store: r.dir.Store}); err == nil {
+				t.Errorf("%s: taken as second key", name)
+			}
+		}
+		// A witness that lost one of its keys does not go on with the other.
+		if err := errors.Join(r.dir.Close(), os.Remove(filepath.Join(r.dir.Path, MLDSAKeyFile))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenDir(r.dir.Path); !errors.Is(err, ErrOtherKey) {
+			t.Errorf("%v, want %v", err, ErrOtherKey)
 		}
 	})
 	t.Run("(cosignature) Extension lines MAY be included in the checkpoint by the log, and if present MUST be included in the cosigned message.", func(t *testing.T) {
@@ -480,17 +508,22 @@ func TestEveryMust(t *testing.T) {
 		cp.Extensions = []string{"an extension", "— another one"}
 		a := r.must(r.post(body(0, nil, r.log.note(cp))), 200) // post verifies over the whole text
 		sigs, _ := c2sp.ParseSignatureLines([]byte(a.body))
-		if _, err := r.w.Key().VerifyNote(r.log.checkpoint(5).Text(), sigs[0]); err == nil {
+		if _, err := r.w.Keys()[0].VerifyNote(r.log.checkpoint(5).Text(), sigs[0]); err == nil {
 			t.Error("the cosignature leaves the extension lines out")
 		}
 	})
 
 	t.Run("If the cosignature format supports subtrees, the cosignature returned by the witness MUST be for the entire tree in the submitted checkpoint", func(t *testing.T) {
-		r := newRig(t) // the format of type 0x04 has no subtrees: a checkpoint is all it can be about
+		r := newRig(t)
 		a := r.must(r.post(r.log.request(0, 5)), 200)
 		sigs, _ := c2sp.ParseSignatureLines([]byte(a.body))
-		if k := r.w.Key(); k.Alg() != c2sp.AlgEd25519Cosig || !k.Matches(sigs[0]) || len(sigs[0].Sig) != 72 {
-			t.Errorf("%+v", sigs)
+		// The format of type 0x04 has no subtrees: a checkpoint is all it can be
+		// about. That of 0x06 has, and VerifyNote takes [0, size) alone.
+		if k := r.w.Keys()[0]; k.Alg() != c2sp.AlgEd25519Cosig || !k.Matches(sigs[0]) || len(sigs[0].Sig) != 72 {
+			t.Errorf("%s", k.Alg())
+		}
+		if _, err := r.w.Keys()[1].VerifyNote(r.log.checkpoint(5).Text(), sigs[1]); err != nil {
+			t.Error(err)
 		}
 		if _, err := New(Config{Signer: mustSigner(t, "w", c2sp.AlgMLDSA44), Store: r.dir.Store}); err == nil {
 			t.Error("another type of key is taken")

@@ -189,7 +189,7 @@ func newRig(t testing.TB) *rig {
 
 func (r *rig) use(d *Dir) {
 	r.t.Helper()
-	w, err := New(Config{Signer: d.Signer, Store: d.Store, Now: r.clock.now})
+	w, err := New(Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Now: r.clock.now})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -285,12 +285,14 @@ func (r *rig) post(request []byte) answer {
 func (r *rig) enter(cp c2sp.Checkpoint, lines string) {
 	r.t.Helper()
 	sigs, err := c2sp.ParseSignatureLines([]byte(lines))
-	if err != nil || len(sigs) != 1 {
-		r.t.Errorf("answer %q: %v", lines, err)
+	if err != nil || len(sigs) != len(r.w.Keys()) {
+		r.t.Errorf("%d signature lines, want one of each key: %v", len(sigs), err)
 		return
 	}
-	if _, err := r.w.Key().VerifyNote(cp.Text(), sigs[0]); err != nil {
-		r.t.Error(err)
+	for i, k := range r.w.Keys() {
+		if _, err := k.VerifyNote(cp.Text(), sigs[i]); err != nil {
+			r.t.Error(err)
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -328,7 +330,7 @@ func (r *rig) audit(origin string) *c2sp.Note {
 	var logs, ours int
 	for _, s := range n.Sigs {
 		by := 0
-		for _, k := range append(l.Keys, r.w.Key()) {
+		for _, k := range append(l.Keys, r.w.Keys()...) {
 			if !k.Matches(s) {
 				continue
 			}
@@ -336,17 +338,17 @@ func (r *rig) audit(origin string) *c2sp.Note {
 			if err := k.VerifyLog(n.Text, s); err != nil {
 				r.t.Error(err)
 			}
-			if k.String() == r.w.Key().String() {
+			if k.Name() == r.w.Keys()[0].Name() {
 				ours++
 			} else {
 				logs++
 			}
 		}
 		if by != 1 {
-			r.t.Errorf("the read API serves a signature by an unknown key: %s", s.Line())
+			r.t.Errorf("the read API serves a signature by an unknown key: %s %08x", s.Name, s.KeyID)
 		}
 	}
-	if logs < 1 || ours != 1 {
+	if logs < 1 || ours != len(r.w.Keys()) {
 		r.t.Errorf("the read API serves %d log signatures and %d cosignatures", logs, ours)
 	}
 	return n

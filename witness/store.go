@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -52,7 +53,27 @@ type Store struct {
 	insert  *sql.Stmt
 	replace *sql.Stmt
 	serve   *sql.Stmt
+	parsed  sync.Map // vkey (string) -> *c2sp.Key, of the keys in the database
+	mark    *mark    // nil: none is kept
+
+	closing   sync.RWMutex // held for reading while an advance is handed over
+	started   bool         // commit runs
+	closed    bool         // guarded by closing
+	advances  chan *advance
+	committer chan struct{} // closed when commit has ended
 }
+
+// An advance is a head that waits to be written.
+type advance struct {
+	ctx    context.Context
+	origin string
+	from   *Head // nil: none yet
+	to     Head
+	done   chan error // capacity 1
+}
+
+// maxTogether bounds the advances that share one transaction, and its fsync.
+const maxTogether = 256
 
 // A boundKey is a witness key that the state belongs to.
 type boundKey struct {
@@ -86,11 +107,16 @@ type Fork struct {
 	Seen   time.Time
 }
 
-// CreateStore makes the database of a new witness whose key is key, for ever.
-// It refuses to touch an existing file.
-func CreateStore(ctx context.Context, path string, key *c2sp.Key, now time.Time) (_ *Store, err error) {
-	if !key.IsCosigner() {
-		return nil, fmt.Errorf("%s is no cosigner's key", key)
+// CreateStore makes the database of a new witness that has these keys, all of
+// one name, for ever. It refuses to touch an existing file.
+func CreateStore(ctx context.Context, path string, keys []*c2sp.Key, now time.Time) (_ *Store, err error) {
+	if len(keys) == 0 {
+		return nil, errors.New("a witness needs a key")
+	}
+	for _, key := range keys {
+		if !key.IsCosigner() || key.Name() != keys[0].Name() {
+			return nil, fmt.Errorf("%s is no cosigner's key of %s", key, keys[0].Name())
+		}
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -119,10 +145,20 @@ func CreateStore(ctx context.Context, path string, key *c2sp.Key, now time.Time)
 	if err := s.migrate(ctx); err != nil {
 		return nil, err
 	}
-	// Last, in a transaction of its own: a database without this row is one
+	// Last, in a transaction of its own: a database without these rows is one
 	// whose making was interrupted, and is refused.
-	if _, err := s.write.ExecContext(ctx, "INSERT INTO witness_key (vkey, name, raw, created) VALUES (?, ?, ?, ?)",
-		key.String(), key.Name(), key.Raw(), max(now.Unix(), 1)); err != nil {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making the witness database: %w", err)
+	}
+	defer tx.Rollback()
+	for _, key := range keys {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO witness_key (vkey, name, raw, created) VALUES (?, ?, ?, ?)",
+			key.String(), key.Name(), key.Raw(), max(now.Unix(), 1)); err != nil {
+			return nil, fmt.Errorf("making the witness database: %w", err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("making the witness database: %w", err)
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
@@ -201,7 +237,7 @@ func connect(path string) (*Store, error) {
 		db.SetMaxIdleConns(conns)
 		return db, nil
 	}
-	s := &Store{path: path}
+	s := &Store{path: path, advances: make(chan *advance), committer: make(chan struct{})}
 	if s.write, err = open(url.Values{"_txlock": {"immediate"}}, 1); err != nil {
 		return nil, err
 	}
@@ -236,7 +272,7 @@ func (s *Store) migrate(ctx context.Context) error {
 
 // load reads whose state this is and prepares what every request needs.
 func (s *Store) load(ctx context.Context) error {
-	rows, err := s.read.QueryContext(ctx, "SELECT vkey, created FROM witness_key ORDER BY created, vkey")
+	rows, err := s.read.QueryContext(ctx, "SELECT vkey, created FROM witness_key ORDER BY rowid")
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", s.path, err)
 	}
@@ -269,12 +305,24 @@ func (s *Store) load(ctx context.Context) error {
 			return fmt.Errorf("reading %s: %w", s.path, err)
 		}
 	}
+	s.started = true
+	go s.commit()
 	return nil
 }
 
 // Close closes the database. It waits for what is being written.
 func (s *Store) Close() error {
-	return errors.Join(s.read.Close(), s.write.Close())
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if s.started {
+		close(s.advances)
+		<-s.committer
+	}
+	return errors.Join(s.read.Close(), s.write.Close(), s.mark.close())
 }
 
 // VKeys returns the witness keys that this state belongs to.
@@ -295,6 +343,20 @@ func (s *Store) bound(key *c2sp.Key) (time.Time, error) {
 	}
 	return time.Time{}, fmt.Errorf("%w: %s belongs to %s, and the key is %s: put the key file back that was made with this database",
 		ErrOtherKey, s.path, s.keys[0].vkey, key)
+}
+
+// belongsTo refuses keys that are not exactly those of this state
+// ([ErrOtherKey]).
+func (s *Store) belongsTo(keys []*c2sp.Key) error {
+	for _, k := range keys {
+		if _, err := s.bound(k); err != nil {
+			return err
+		}
+	}
+	if len(keys) < len(s.keys) {
+		return fmt.Errorf("%w: %s belongs to %d keys, and %d are there: put the missing key file back", ErrOtherKey, s.path, len(s.keys), len(keys))
+	}
+	return nil
 }
 
 // AddLog makes keys trusted for the log with this origin. It only ever adds:
@@ -365,7 +427,7 @@ func (s *Store) Log(ctx context.Context, origin string) (*Log, error) {
 		if err := rows.Scan(&vkey, &size, &root, &at, &note); err != nil {
 			return nil, fmt.Errorf("reading %s: %w", s.path, err)
 		}
-		k, err := c2sp.ParseVKey(vkey)
+		k, err := s.key(vkey)
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", s.path, err)
 		}
@@ -384,6 +446,18 @@ func (s *Store) Log(ctx context.Context, origin string) (*Log, error) {
 		return nil, &UnknownLogError{origin}
 	}
 	return l, nil
+}
+
+// key parses a vkey of the database, once: keys are never changed or taken away.
+func (s *Store) key(vkey string) (*c2sp.Key, error) {
+	if k, ok := s.parsed.Load(vkey); ok {
+		return k.(*c2sp.Key), nil
+	}
+	k, err := c2sp.ParseVKey(vkey)
+	if err == nil {
+		s.parsed.Store(vkey, k)
+	}
+	return k, err
 }
 
 // Logs returns all logs, by origin.
@@ -416,16 +490,106 @@ func (s *Store) Logs(ctx context.Context) ([]*Log, error) {
 }
 
 // advance replaces the head of a log, if it still is from (nil: none yet), and
-// returns when the new one is durable. errMoved: it was not. After any other
-// error nobody knows which head is on the disk, and nothing signed may leave.
+// returns when the new one is durable, and the mark with it. errMoved: it was
+// not. After any other error nobody knows which head is on the disk, and
+// nothing signed may leave.
 func (s *Store) advance(ctx context.Context, origin string, from *Head, to Head) error {
+	a := &advance{ctx: ctx, origin: origin, from: from, to: to, done: make(chan error, 1)}
+	if err := s.hand(a); err != nil {
+		return fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	select {
+	case err := <-a.done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("writing %s: %w", s.path, ctx.Err())
+	}
+}
+
+func (s *Store) hand(a *advance) error {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.closed {
+		return sql.ErrConnDone
+	}
+	select {
+	case s.advances <- a:
+		return nil
+	case <-a.ctx.Done():
+		return a.ctx.Err()
+	}
+}
+
+// commit writes what waits, together: while one transaction is being made
+// durable the next one gathers, so many logs share one fsync and a log that is
+// alone waits for nobody.
+func (s *Store) commit() {
+	defer close(s.committer)
+	for first := range s.advances {
+		batch := []*advance{first}
+	gather:
+		for len(batch) < maxTogether {
+			select {
+			case a, ok := <-s.advances:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, a)
+			default:
+				break gather
+			}
+		}
+		results, err := s.writeTogether(batch)
+		for i, a := range batch {
+			if err != nil {
+				a.done <- fmt.Errorf("writing %s: %w", s.path, err)
+			} else {
+				a.done <- results[i]
+			}
+		}
+	}
+}
+
+// writeTogether makes a batch durable in one transaction. results are each
+// one's own: nil, errMoved, or what the database had against it. With err
+// nobody knows what of the batch is on the disk.
+func (s *Store) writeTogether(batch []*advance) (results []error, err error) {
+	tx, err := s.write.Begin()
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback()
+	results = make([]error, len(batch))
+	changed := false
+	for i, a := range batch {
+		if results[i] = a.ctx.Err(); results[i] == nil { // who asked may have gone while it waited
+			results[i] = s.swap(tx, a)
+		}
+		changed = changed || results[i] == nil
+	}
+	if !changed {
+		return results, nil
+	}
+	var generation int64
+	if err := tx.QueryRow("UPDATE generation SET n = n + 1 RETURNING n").Scan(&generation); err != nil {
+		return nil, err
+	}
+	if err := tx.Commit(); err != nil {
+		return nil, err
+	}
+	return results, s.mark.raise(uint64(generation))
+}
+
+// swap is the compare-and-swap of one head. A statement that the database
+// refuses undoes itself alone.
+func (s *Store) swap(tx *sql.Tx, a *advance) error {
 	var res sql.Result
 	var err error
-	if from == nil {
-		res, err = s.insert.ExecContext(ctx, origin, int64(to.Size), to.Root[:], to.Time.Unix(), to.Note)
+	if a.from == nil {
+		res, err = tx.Stmt(s.insert).Exec(a.origin, int64(a.to.Size), a.to.Root[:], a.to.Time.Unix(), a.to.Note)
 	} else {
-		res, err = s.replace.ExecContext(ctx, int64(to.Size), to.Root[:], to.Time.Unix(), to.Note,
-			origin, int64(from.Size), from.Root[:], from.Time.Unix())
+		res, err = tx.Stmt(s.replace).Exec(int64(a.to.Size), a.to.Root[:], a.to.Time.Unix(), a.to.Note,
+			a.origin, int64(a.from.Size), a.from.Root[:], a.from.Time.Unix())
 	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", s.path, err)

@@ -19,7 +19,7 @@ import (
 func createStore(t *testing.T) (*Store, *c2sp.Signer) {
 	t.Helper()
 	signer := mustSigner(t, "witness.example/w1", c2sp.AlgEd25519Cosig)
-	s, err := CreateStore(context.Background(), filepath.Join(t.TempDir(), DatabaseFile), signer.Key(), noon)
+	s, err := CreateStore(context.Background(), filepath.Join(t.TempDir(), DatabaseFile), []*c2sp.Key{signer.Key()}, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestStateIsNeverMadeAnew(t *testing.T) {
 	})
 	t.Run("made over an existing one", func(t *testing.T) {
 		s, signer := createStore(t)
-		if _, err := CreateStore(context.Background(), s.path, signer.Key(), noon); err == nil {
+		if _, err := CreateStore(context.Background(), s.path, []*c2sp.Key{signer.Key()}, noon); err == nil {
 			t.Error("made again")
 		}
 		if _, err := os.Stat(s.path); err != nil {

@@ -30,6 +30,7 @@ const attemptTimeout = 20 * time.Second
 // A Config says who a witness is and what it stands on.
 type Config struct {
 	Signer *c2sp.Signer     // the witness key: an Ed25519 cosigner (0x04)
+	MLDSA  *c2sp.Signer     // its second key, of the same name: ML-DSA-44 (0x06); nil: it has none
 	Store  *Store           // made for this key; the caller closes it
 	Now    func() time.Time // the clock of the cosignatures; nil: time.Now
 	Logger *slog.Logger     // refusals and forks; nil: nothing is logged
@@ -37,13 +38,13 @@ type Config struct {
 
 // A Witness cosigns checkpoints. It is safe for concurrent use.
 type Witness struct {
-	signer *c2sp.Signer
-	store  *Store
-	since  time.Time // when the state was made
-	now    func() time.Time
-	log    *slog.Logger
-	big    chan struct{} // one for each large request body being read or judged
-	warn   *rate.Limiter // of warnings that any stranger can cause again and again
+	signers []*c2sp.Signer // one key, one kind of statement
+	store   *Store
+	since   time.Time // when the state was made
+	now     func() time.Time
+	log     *slog.Logger
+	big     chan struct{} // one for each large request body being read or judged
+	warn    *rate.Limiter // of warnings that any stranger can cause again and again
 
 	// testBeforeAdvance, if set, is called between the judgement and the
 	// compare-and-swap. It makes a race certain.
@@ -59,13 +60,25 @@ func New(c Config) (*Witness, error) {
 	case c.Signer.Key().Alg() != c2sp.AlgEd25519Cosig:
 		return nil, fmt.Errorf("key %s is of type %s; this witness cosigns with Ed25519 (0x04)", c.Signer.Key(), c.Signer.Key().Alg())
 	}
-	since, err := c.Store.bound(c.Signer.Key())
-	if err != nil {
-		return nil, err
-	}
-	w := &Witness{signer: c.Signer, store: c.Store, since: since, now: c.Now, log: c.Logger,
+	w := &Witness{signers: []*c2sp.Signer{c.Signer}, store: c.Store, now: c.Now, log: c.Logger,
 		big:  make(chan struct{}, bigBodies),
 		warn: rate.NewLimiter(rate.Every(10*time.Second), 20)}
+	if c.MLDSA != nil {
+		k := c.MLDSA.Key()
+		if k.Alg() != c2sp.AlgMLDSA44 || k.Name() != c.Signer.Key().Name() {
+			return nil, fmt.Errorf("key %s: the second key of %s is of type %s and has the same name", k, c.Signer.Key().Name(), c2sp.AlgMLDSA44)
+		}
+		w.signers = append(w.signers, c.MLDSA)
+	}
+	for _, signer := range w.signers {
+		since, err := c.Store.bound(signer.Key())
+		if err != nil {
+			return nil, err
+		}
+		if since.After(w.since) {
+			w.since = since
+		}
+	}
 	if w.now == nil {
 		w.now = time.Now
 	}
@@ -75,8 +88,14 @@ func New(c Config) (*Witness, error) {
 	return w, nil
 }
 
-// Key returns the public key of the witness.
-func (w *Witness) Key() *c2sp.Key { return w.signer.Key() }
+// Keys returns the public keys of the witness, Ed25519 first.
+func (w *Witness) Keys() []*c2sp.Key {
+	var keys []*c2sp.Key
+	for _, s := range w.signers {
+		keys = append(keys, s.Key())
+	}
+	return keys
+}
 
 // A request is an add-checkpoint request whose whole grammar has been read. Its
 // checkpoint is still anybody's word.
@@ -144,13 +163,18 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	if err := w.checkClock(at, known.Head); err != nil {
 		return nil, err
 	}
-	// The signature is over a re-encoding of what was understood, never over
-	// the bytes received: should the two ever differ, it is good for nothing.
-	cosig, err := w.signer.Cosign(req.cp, at)
-	if err != nil {
-		return nil, fmt.Errorf("cosigning: %w", err)
+	// The signatures are over a re-encoding of what was understood, never over
+	// the bytes received: should the two ever differ, they are good for nothing.
+	note := c2sp.Note{Text: req.cp.Text(), Sigs: logSigs}
+	var lines []byte
+	for _, signer := range w.signers {
+		cosig, err := signer.Cosign(req.cp, at)
+		if err != nil {
+			return nil, fmt.Errorf("cosigning: %w", err)
+		}
+		note.Sigs = append(note.Sigs, cosig)
+		lines = append(lines, cosig.Line()...)
 	}
-	note := c2sp.Note{Text: req.cp.Text(), Sigs: append(logSigs, cosig)}
 	head := Head{Size: req.cp.Size, Root: req.cp.Root, Time: time.Unix(at.Unix(), 0), Note: note.Bytes()}
 	if w.testBeforeAdvance != nil {
 		w.testBeforeAdvance()
@@ -158,7 +182,7 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	if err := w.store.advance(ctx, req.cp.Origin, known.Head, head); err != nil {
 		return nil, err
 	}
-	return []byte(cosig.Line()), nil
+	return lines, nil
 }
 
 // verifyLog returns the signatures of the log's trusted keys, one for each key,

@@ -44,7 +44,7 @@ func start(t *testing.T) *realLog {
 	check(t, logserver.Init(t.Context(), filepath.Join(dir, "log"), filepath.Join(dir, "anchor"), signer.Key()))
 	w, err := c2sp.GenerateSigner("witness.example/w", c2sp.AlgEd25519Cosig)
 	check(t, err)
-	store, err := witness.CreateStore(t.Context(), filepath.Join(dir, "w.db"), w.Key(), time.Now())
+	store, err := witness.CreateStore(t.Context(), filepath.Join(dir, "w.db"), []*c2sp.Key{w.Key()}, time.Now())
 	check(t, err)
 	_, err = store.AddLog(t.Context(), signer.Key().Name(), []*c2sp.Key{signer.Key()})
 	check(t, err)

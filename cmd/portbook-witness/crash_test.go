@@ -163,6 +163,9 @@ func TestKillUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := d.Store.CreateMark(context.Background(), filepath.Join(dir, witness.MarkFile)); err != nil {
+		t.Fatal(err)
+	}
 	key := d.Signer.Key()
 	var logs []*forkingLog
 	for i := range 3 {
@@ -181,7 +184,7 @@ func TestKillUnderLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := program(t, "serve", "--dir", dir, "--listen", addr)
+		cmd := program(t, "serve", "--dir", dir, "--mark-beside", "--listen", addr)
 		for _, l := range logs {
 			if err := l.verify(addr); err != nil {
 				t.Fatalf("round %d: after the restart: %v", round, err)
@@ -251,6 +254,9 @@ func TestSIGTERMAnswersWhatItStarted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := d.Store.CreateMark(context.Background(), filepath.Join(dir, witness.MarkFile)); err != nil {
+		t.Fatal(err)
+	}
 	l := newTestLog("example.com/log", false, 5)
 	if _, err := d.Store.AddLog(context.Background(), "example.com/log", []*c2sp.Key{l.signer.Key()}); err != nil {
 		t.Fatal(err)
@@ -260,7 +266,7 @@ func TestSIGTERMAnswersWhatItStarted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := program(t, "serve", "--dir", dir, "--listen", addr)
+	cmd := program(t, "serve", "--dir", dir, "--mark-beside", "--listen", addr)
 	if status, text, err := exchange(starting, "GET", "http://"+addr+"/healthz", nil); status != 200 || err != nil {
 		t.Fatal(status, text, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -26,12 +28,17 @@ key and the line that a log's policy file needs.
 The name goes into every signature. It is a URL without the scheme, under a
 domain that is yours: witness.example/w1. Nothing has to be reachable there.
 
-Key and database are made together and belong together. init never touches
-existing ones.`,
+It has two keys, one of Ed25519 and one of ML-DSA-44, which a quantum computer
+does not break. Each checkpoint is cosigned with both.
+
+Keys, database and mark are made together and belong together. init never
+touches existing ones. The mark is a small file on another file system, by which
+the witness knows an old copy of its database.`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
 	name := cmd.Flags().String("name", "", "`NAME` of the witness, a URL without the scheme: witness.example/w1")
+	mark := markFlag(cmd)
 	at := urlFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
 	cli.Require(cmd, "name")
@@ -49,26 +56,34 @@ existing ones.`,
 		if err := checkURL(*at); err != nil {
 			return cli.Usage(err)
 		}
+		file := markPath(*mark, *dir)
+		_, madeErr := os.Lstat(filepath.Join(*dir, witness.KeyFile))
+		if _, err := os.Lstat(file); err == nil && madeErr != nil { // else CreateDir has the better reason
+			return cli.Exit(cli.Refused, fmt.Errorf("a file is at %s already: a mark is never replaced; choose another path", file))
+		}
 		d, err := witness.CreateDir(cmd.Context(), *dir, *name, time.Now())
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
 		defer d.Close()
+		if err := d.Store.CreateMark(cmd.Context(), file); err != nil {
+			return cli.Exit(cli.Refused, fmt.Errorf("%w; the witness is made: make its mark with portbook-witness mark", err))
+		}
 		out := cmd.OutOrStdout()
 		if *asJSON {
-			return describe(out, d.Signer.Key(), *at, true)
+			return describe(out, d.Keys(), *at, true)
 		}
 		fmt.Fprintf(out, "Made a new witness in %s.\n\n", *dir)
-		if err := describe(out, d.Signer.Key(), *at, false); err != nil {
+		if err := describe(out, d.Keys(), *at, false); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, `
 Next, with the verifier key that a log's operator gives you:
   portbook-witness add-log --dir %[1]s LOG-VKEY
-  portbook-witness serve --dir %[1]s
+  portbook-witness serve --dir %[1]s --mark %[2]s
 
 Never copy %[1]s back from a backup. If it is lost, begin a new witness.
-`, *dir)
+`, *dir, file)
 		return nil
 	}
 	return cmd
@@ -93,7 +108,7 @@ func showCmd() *cobra.Command {
 			return cli.Exit(cli.Refused, err)
 		}
 		defer d.Close()
-		return describe(cmd.OutOrStdout(), d.Signer.Key(), *at, *asJSON)
+		return describe(cmd.OutOrStdout(), d.Keys(), *at, *asJSON)
 	}
 	return cmd
 }
@@ -115,17 +130,23 @@ func checkURL(s string) error {
 }
 
 // describe prints what others have to be told about the witness.
-func describe(out io.Writer, key *c2sp.Key, at string, asJSON bool) error {
-	line := strings.TrimSpace(fmt.Sprintf("witness %s %s %s", key.Name(), key, at))
+func describe(out io.Writer, keys []*c2sp.Key, at string, asJSON bool) error {
+	lines := policyLines(keys, at)
 	if asJSON {
-		return json.NewEncoder(out).Encode(struct {
-			Name        string `json:"name"`
-			VKey        string `json:"vkey"`
-			Fingerprint string `json:"fingerprint"`
-			PolicyLine  string `json:"policy_line"`
-		}{key.Name(), key.String(), fingerprint(key), line})
+		said := struct {
+			Name              string   `json:"name"`
+			VKey              string   `json:"vkey"`
+			Fingerprint       string   `json:"fingerprint"`
+			PolicyLine        string   `json:"policy_line"`
+			PolicyLines       []string `json:"policy_lines"` // of all keys
+			SecondFingerprint string   `json:"second_fingerprint,omitempty"`
+		}{Name: keys[0].Name(), VKey: keys[0].String(), Fingerprint: fingerprint(keys[0]), PolicyLine: lines[0], PolicyLines: lines}
+		if len(keys) > 1 {
+			said.SecondFingerprint = fingerprint(keys[1])
+		}
+		return json.NewEncoder(out).Encode(said)
 	}
-	_, err := fmt.Fprintf(out, `Verifier key (public):
+	fmt.Fprintf(out, `Verifier key (public):
   %s
 
 Fingerprint:
@@ -133,6 +154,28 @@ Fingerprint:
 
 Line for a policy file:
   %s
-`, key, fingerprint(key), line)
-	return err
+`, keys[0], fingerprint(keys[0]), lines[0])
+	if len(keys) > 1 {
+		fmt.Fprintf(out, `
+It also cosigns with ML-DSA-44, fingerprint:
+  %s
+A log's policy lists that key in a line of its own, which is long:
+  portbook-witness show --dir DIRECTORY --json
+`, fingerprint(keys[1]))
+	}
+	return nil
+}
+
+// policyLines is one line of a policy for each key. The second has a name of
+// its own in the policy; "group w any w-ed w-pq" makes the two one voice.
+func policyLines(keys []*c2sp.Key, at string) []string {
+	var lines []string
+	for _, k := range keys {
+		name := k.Name()
+		if k.Alg() == c2sp.AlgMLDSA44 {
+			name += "-mldsa"
+		}
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("witness %s %s %s", name, k, at)))
+	}
+	return lines
 }

@@ -21,9 +21,10 @@ A log sends it each new checkpoint with a proof that nothing was taken out or
 changed since the last one; only then does it sign. It sees sizes and hashes,
 never what is in the log.
 
-  portbook-witness init --name witness.example/w1 --dir /var/lib/portbook-witness
+  portbook-witness init --name witness.example/w1 --dir /var/lib/portbook-witness \
+      --mark /other/disk/w1.mark
   portbook-witness add-log --dir /var/lib/portbook-witness LOG-VKEY
-  portbook-witness serve --dir /var/lib/portbook-witness --listen 127.0.0.1:7380
+  portbook-witness serve --dir /var/lib/portbook-witness --mark /other/disk/w1.mark
 
 Never copy the directory back from a backup: a witness that has forgotten what
 it signed can be made to sign a second history. If its state is lost, begin a
@@ -32,7 +33,7 @@ new witness under a new name.
 Exit codes, for every command: 0 done, 1 refused, 2 usage, 3 infrastructure
 (network, disk).`,
 	}
-	root.AddCommand(initCmd(), showCmd(), addLogCmd(), listLogsCmd(), serveCmd())
+	root.AddCommand(initCmd(), showCmd(), addLogCmd(), listLogsCmd(), markCmd(), serveCmd())
 	return root
 }
 

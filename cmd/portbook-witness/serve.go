@@ -32,11 +32,13 @@ func serveCmd() *cobra.Command {
 Put a web server with TLS in front of it. It journals to standard error; a line
 with FORK means that a log has signed two histories: keep it, and tell people.
 
-It refuses to start without the database that init made with its key. It never
-makes a new one.`,
+It refuses to start without the database that init made with its keys, or with
+an older copy of it than the mark remembers. It never makes a new one.`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
+	mark := markFlag(cmd)
+	beside := cmd.Flags().Bool("mark-beside", false, "allow the mark on the directory's own file system, where a restored snapshot brings both back")
 	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -45,8 +47,11 @@ makes a new one.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		defer d.Close()
+		if err := useMark(cmd.Context(), d.Store, markPath(*mark, *dir), *beside); err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
 		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		w, err := witness.New(witness.Config{Signer: d.Signer, Store: d.Store, Logger: journal})
+		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Logger: journal})
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
@@ -63,10 +68,23 @@ makes a new one.`,
 			return cli.Usage(errors.Join(err, l.Close()))
 		}
 		defer stopTracing()
-		fmt.Fprintf(cmd.OutOrStdout(), "%s on http://%s/, logs: %d\n", w.Key().Name(), l.Addr(), len(logs))
+		fmt.Fprintf(cmd.OutOrStdout(), "%s on http://%s/, logs: %d\n", w.Keys()[0].Name(), l.Addr(), len(logs))
 		return run(cmd.Context(), l, otelhttp.NewHandler(handler(w, d.Store), "witness"), journal)
 	}
 	return cmd
+}
+
+// useMark takes the witness's mark.
+func useMark(ctx context.Context, s *witness.Store, path string, beside bool) error {
+	if err := s.UseMark(ctx, path); err != nil {
+		return err
+	}
+	same, err := s.MarkIsBeside(path)
+	if err == nil && same && !beside {
+		err = fmt.Errorf("the mark %s is on the database's own file system: a restored backup would bring both back, and the witness would sign backwards; "+
+			"move it to another one (--mark FILE), or allow it with --mark-beside", path)
+	}
+	return err
 }
 
 // handler is the witness with /healthz beside it.

@@ -216,7 +216,7 @@ type testWitness struct {
 func newWitness(t testing.TB, signer *c2sp.Signer, c *clock) *testWitness {
 	t.Helper()
 	ctx := t.Context()
-	store, err := witness.CreateStore(ctx, filepath.Join(t.TempDir(), "witness.db"), signer.Key(), c.Now())
+	store, err := witness.CreateStore(ctx, filepath.Join(t.TempDir(), "witness.db"), []*c2sp.Key{signer.Key()}, c.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,7 +105,7 @@ func TestTraceFromIndexToWitness(t *testing.T) {
 		}
 	}
 	witness, http1, grpc1 := free(t), free(t), free(t)
-	start(t, at("portbook-witness"), "serve", "--dir", at("witness"), "--listen", witness)
+	start(t, at("portbook-witness"), "serve", "--dir", at("witness"), "--mark-beside", "--listen", witness)
 	if err := os.WriteFile(at("policy"), fmt.Appendf(nil, "witness w %s http://%s\nquorum w\n", witnessKey, witness), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func newWitness(ctx context.Context, dir, name string, log *c2sp.Key, logger *sl
 	if err != nil {
 		return nil, err
 	}
-	store, err := witness.CreateStore(ctx, filepath.Join(dir, "witness-"+name+".db"), signer.Key(), time.Now())
+	store, err := witness.CreateStore(ctx, filepath.Join(dir, "witness-"+name+".db"), []*c2sp.Key{signer.Key()}, time.Now())
 	if err != nil {
 		return nil, err
 	}

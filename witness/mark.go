@@ -1,0 +1,211 @@
+package witness
+
+// The high-water mark: how often this witness has written its heads, kept on
+// another file system than the database. A database that counts less than the
+// mark is an old copy, from a backup or a snapshot: with it the witness would
+// sign again what it has already signed otherwise (FAULTS: a log and its
+// witness restored together get a fork cosigned).
+//
+// Order: database, mark, signature. A crash between the first two leaves the
+// database ahead, which is harmless.
+//
+// Who can change the mark can stop the witness, or, together with an old copy
+// of the database, make it sign backwards.
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// markSlot is the size of each of the two records of a mark file. They are
+// written in turn, so that a torn write leaves the other; no disk tears one
+// sector of 512 bytes.
+const markSlot = 512
+
+const markMagic = "portbook-witness mark v1"
+
+var (
+	// ErrOldState means that the database is older than the mark.
+	ErrOldState = errors.New("the witness database is an old copy")
+	// ErrNoMark means that there is no mark where one must be.
+	ErrNoMark = errors.New("no high-water mark")
+)
+
+// A mark is an open high-water mark file. Its owner is one store.
+type mark struct {
+	file *os.File
+	id   string // of the witness, see markID
+	n    uint64 // what it says
+}
+
+// markID names a witness by the key it was made with.
+func (s *Store) markID() string {
+	h := sha256.Sum256([]byte(s.keys[0].vkey))
+	return hex.EncodeToString(h[:])
+}
+
+// Generation is how often heads have been written.
+func (s *Store) Generation(ctx context.Context) (uint64, error) {
+	var n int64
+	if err := s.read.QueryRowContext(ctx, "SELECT n FROM generation").Scan(&n); err != nil {
+		return 0, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	return uint64(n), nil
+}
+
+// CreateMark makes a mark at path that says what the database says now: with a
+// new witness, or where its operator knows that the database is the newest. It
+// replaces no file.
+func (s *Store) CreateMark(ctx context.Context, path string) error {
+	n, err := s.Generation(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("a file is at %s already: a mark is never replaced; choose another path", path)
+	}
+	if err != nil {
+		return fmt.Errorf("making the mark: %w", err)
+	}
+	m := &mark{file: f, id: s.markID()}
+	_, err = f.Write(make([]byte, 2*markSlot))
+	err = errors.Join(err, m.write(n), f.Close())
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("making the mark: %w", err), os.Remove(path))
+	}
+	return nil
+}
+
+// UseMark takes the mark at path for this store: no signature leaves before the
+// mark is raised. It refuses a database that is older than the mark
+// ([ErrOldState]), and a mark that is missing, damaged, in use, or another
+// witness's ([ErrNoMark]).
+func (s *Store) UseMark(ctx context.Context, path string) error {
+	m, err := openMark(path, s.markID())
+	if err != nil {
+		return err
+	}
+	n, err := s.Generation(ctx)
+	if err == nil && n < m.n {
+		err = fmt.Errorf("%w: it has been written %d times, and the mark %s remembers %d: put the newest database back; "+
+			"if it is lost, this witness has ended: begin a new one, with a new name, in a new directory", ErrOldState, n, path, m.n)
+	}
+	if err != nil {
+		return errors.Join(err, m.close())
+	}
+	s.mark = m
+	return nil
+}
+
+// MarkIsBeside reports whether a mark is on the database's own file system,
+// where a restored snapshot brings both back.
+func (s *Store) MarkIsBeside(path string) (bool, error) {
+	var a, b syscall.Stat_t
+	if err := errors.Join(syscall.Stat(s.path, &a), syscall.Stat(path, &b)); err != nil {
+		return false, fmt.Errorf("comparing file systems: %w", err)
+	}
+	return a.Dev == b.Dev, nil
+}
+
+func openMark(path, id string) (*mark, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w at %s: mount its file system; only if it is lost and the database is surely the newest, make another with portbook-witness mark", ErrNoMark, path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the mark: %w", err)
+	}
+	m := &mark{file: f, id: id}
+	if err := m.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %s %w", ErrNoMark, path, err), f.Close())
+	}
+	return m, nil
+}
+
+func (m *mark) load() error {
+	// The lock ends with the process, however it ends.
+	if err := syscall.Flock(int(m.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.New("is in use: another program serves this witness")
+	}
+	raw := make([]byte, 2*markSlot)
+	if n, err := m.file.ReadAt(raw, 0); n < len(raw) {
+		return fmt.Errorf("is too short to be a mark (%w)", err)
+	}
+	found := false
+	for i := range 2 {
+		id, n, ok := parseMark(raw[i*markSlot : (i+1)*markSlot])
+		switch {
+		case !ok: // torn, or never written: the other one counts
+		case id != m.id:
+			return errors.New("is the mark of another witness")
+		default:
+			found, m.n = true, max(m.n, n)
+		}
+	}
+	if !found {
+		return errors.New("is damaged, or no mark")
+	}
+	return nil
+}
+
+func (m *mark) close() error {
+	if m == nil {
+		return nil
+	}
+	return m.file.Close()
+}
+
+// raise makes the mark say n, durably. Without a mark it does nothing.
+func (m *mark) raise(n uint64) error {
+	if m == nil {
+		return nil
+	}
+	if n <= m.n {
+		return fmt.Errorf("the mark says %d and is to say %d: two databases with one mark", m.n, n)
+	}
+	return m.write(n)
+}
+
+func (m *mark) write(n uint64) error {
+	if _, err := m.file.WriteAt(markRecord(m.id, n), int64(n%2)*markSlot); err != nil {
+		return fmt.Errorf("writing the mark: %w", err)
+	}
+	if err := m.file.Sync(); err != nil {
+		return fmt.Errorf("writing the mark: %w", err)
+	}
+	m.n = n
+	return nil
+}
+
+// markRecord is magic, id, count and checksum, a line each, and zeros.
+func markRecord(id string, n uint64) []byte {
+	text := fmt.Appendf(nil, "%s\n%s\n%d\n", markMagic, id, n)
+	sum := sha256.Sum256(text)
+	return append(fmt.Appendf(text, "%x\n", sum), make([]byte, markSlot)...)[:markSlot]
+}
+
+func parseMark(record []byte) (id string, n uint64, ok bool) {
+	lines := strings.Split(string(record), "\n")
+	if len(lines) != 5 {
+		return "", 0, false
+	}
+	n, err := strconv.ParseUint(lines[2], 10, 63)
+	if err != nil || !bytes.Equal(record, markRecord(lines[1], n)) {
+		return "", 0, false
+	}
+	return lines[1], n, true
+}
