@@ -229,7 +229,7 @@ func TestEveryMust(t *testing.T) {
 		r.must(r.post(request(0, 5, nil, false)), 200)
 		r.must(r.post(request(5, 8, r.log.tree.consistency(5, 8), false)), 200)
 		// The read API serves what was verified, and a verifier accepts it.
-		policy, err := c2sp.ParsePolicy([]byte("log " + s.Key().String() + "\nwitness w " + r.w.Key().String() + "\nquorum w\n"))
+		policy, err := c2sp.ParsePolicy([]byte("log " + s.Key().String() + "\nwitness w " + r.w.Keys()[0].String() + "\nquorum w\n"))
 		if err != nil {
 			t.Fatal(err)
 		}
