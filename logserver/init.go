@@ -37,6 +37,9 @@ type Identity struct {
 	VKey   string   `json:"vkey"`           // the active Ed25519 key
 	Keys   []LogKey `json:"keys,omitempty"` // all there ever were; absent while there is only VKey
 	Anchor string   `json:"anchor"`         // absolute path
+
+	Freeze      *FreezeMark `json:"freeze,omitempty"`       // the log ends; see Freeze
+	SuccessorOf string      `json:"successor_of,omitempty"` // it begins with the predecessor leaf of this log
 }
 
 // ErrNoLog says that a directory holds no log.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,7 +44,13 @@ func childMain(args []string) error {
 		return err
 	}
 	l, err := Open(context.Background(), Config{Dir: args[0], Signer: signer, Policy: policy, AnchorBeside: true,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Interval: 10 * time.Millisecond})
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Interval: 10 * time.Millisecond,
+		testEnding: func(step string) {
+			if step == os.Getenv(dieEnv) {
+				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		}})
 	if err != nil {
 		return err
 	}
@@ -59,7 +66,10 @@ func childMain(args []string) error {
 	return l.Serve(context.Background(), g, h, nil)
 }
 
-const childEnv = "PORTBOOK_LOG_TEST_SERVER"
+const (
+	childEnv = "PORTBOOK_LOG_TEST_SERVER"
+	dieEnv   = "PORTBOOK_LOG_TEST_DIE" // the step of Log.end at which it kills itself
+)
 
 type child struct {
 	cmd        *exec.Cmd

@@ -37,6 +37,8 @@ type Config struct {
 	MaxRate     int           // submissions a second, of all credentials; 0 means 100000
 	MaxReads    int           // lookups and proofs at once, which need no credential; 0 means 64
 	MaxWait     time.Duration // for one submission to be published; 0 means 30 s
+
+	testEnding func(step string) // called in tests between the steps of Log.end
 }
 
 func (c *Config) defaults() {
@@ -102,15 +104,20 @@ type Log struct {
 	refusals    *refusals // of callers and entries, because of who asks
 	rest        restCalls
 
+	mark atomic.Pointer[FreezeMark] // set once the log is to end
+
 	testReading func() // called in tests while a read counts as under way
 
-	stop      context.CancelFunc
-	working   sync.WaitGroup
-	stopSeq   context.CancelFunc
-	seqDone   chan struct{}
-	witnesses []*cosigner
-	closing   sync.Once
-	closeErr  error // set by closing
+	successorOf string // Identity.SuccessorOf
+
+	stop       context.CancelFunc
+	stopEnding context.CancelFunc // with stopSeq
+	working    sync.WaitGroup
+	stopSeq    context.CancelFunc
+	seqDone    chan struct{}
+	witnesses  []*cosigner
+	closing    sync.Once
+	closeErr   error // set by closing
 
 	mu     sync.Mutex
 	status Status        // guarded by mu
@@ -170,6 +177,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
 	l.metrics = newMetrics(l)
+	l.successorOf = id.SuccessorOf
 	if err := l.open(ctx, id); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
@@ -190,6 +198,10 @@ func (l *Log) open(ctx context.Context, id Identity) (err error) {
 	}
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.working.Go(func() { l.lookup.run(ctx) })
+	if l.openEnded() {
+		close(l.seqDone)
+		return nil
+	}
 	if err := l.openWriteSide(ctx, id); err != nil {
 		var locked *LockedError
 		if errors.As(err, &locked) {
@@ -200,9 +212,13 @@ func (l *Log) open(ctx context.Context, id Identity) (err error) {
 		close(l.seqDone)
 		return nil
 	}
-	var starting context.Context
+	if id.Freeze != nil {
+		l.mark.Store(id.Freeze)
+	}
+	var starting, ending context.Context
 	starting, l.stopSeq = context.WithCancel(ctx)
-	l.working.Go(func() { l.begin(starting, ctx) })
+	ending, l.stopEnding = context.WithCancel(ctx)
+	l.working.Go(func() { l.begin(starting, ending, ctx) })
 	return nil
 }
 
@@ -281,14 +297,18 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	return err
 }
 
-// begin makes sure of the log, then lets submissions in. The sequencer runs
-// until ctx ends, the publisher until publishing does.
-func (l *Log) begin(ctx, publishing context.Context) {
+// begin makes sure of the log, then lets submissions in, unless the log ends.
+// The sequencer runs until ctx ends, the publisher until publishing does.
+func (l *Log) begin(ctx, ending, publishing context.Context) {
 	defer close(l.seqDone)
+	var next *entry.Entry // that the log has ended with
+	var size uint64
 	for {
 		err := l.makeSure(ctx)
 		if err == nil {
-			break
+			if next, size, err = l.endedLeaf(ctx); err == nil {
+				break
+			}
 		}
 		if ctx.Err() != nil {
 			return
@@ -305,9 +325,21 @@ func (l *Log) begin(ctx, publishing context.Context) {
 		}
 	}
 	l.working.Go(func() { l.pub.run(publishing) })
+	if l.mark.Load() != nil || next != nil {
+		l.end(ending)
+		return
+	}
+	if size == 0 && l.successorOf != "" {
+		l.setStatus(Status{Reason: fmt.Errorf("it waits for its first entry, that it takes over from %s: stop it and run portbook-log successor", l.successorOf)})
+		return
+	}
+	l.working.Go(func() { l.awaitMark(ctx, l.stopSeq) })
 	l.setStatus(Status{Writable: true})
 	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", l.slots.applied)
 	l.seq.run(ctx)
+	if l.mark.Load() != nil {
+		l.end(ending)
+	}
 }
 
 // makeSure compares the storage with the anchor, the public checkpoint and the
@@ -427,6 +459,7 @@ func (l *Log) Close() error {
 		l.setStatus(Status{Reason: errClosing})
 		if l.stopSeq != nil {
 			l.stopSeq()
+			l.stopEnding()
 			<-l.seqDone
 		}
 		l.closeErr = l.release()

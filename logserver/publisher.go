@@ -121,6 +121,7 @@ type publisher struct {
 	ended      chan struct{}   // closed when run has ended: nothing more will be published
 	logger     *slog.Logger
 	wake       chan struct{} // capacity 1: the tree has grown
+	last       atomic.Uint64 // size of the log's last tree, once it ends; else 0
 
 	mu        sync.Mutex
 	lastRound error // guarded by mu; why the last round did not publish, nil if it did
@@ -188,6 +189,9 @@ func (p *publisher) run(ctx context.Context) {
 		}
 		if !errors.Is(err, errNothingNew) {
 			p.note(err)
+		}
+		if p.done() {
+			return
 		}
 		if backoff > 0 {
 			timer.Reset(backoff)
@@ -301,7 +305,9 @@ func (p *publisher) sign(ctx context.Context, size int64) (*c2sp.Note, c2sp.Chec
 	if err := c2sp.VerifyConsistency(last.size, uint64(size), proof, last.root, root); err != nil {
 		return fail(fmt.Errorf("%w: the tiles of size %d do not extend the signed tree of size %d: %w", ErrBehind, size, last.size, err))
 	}
-	if err := errors.Join(leavesMatchTiles(t, int64(last.size)), tilesMatchTiles(t, int64(last.size))); err != nil {
+	if err := errors.Join(leavesMatchTiles(t, int64(last.size)), tilesMatchTiles(t, int64(last.size))); errors.Is(err, errAfterEnd) {
+		return fail(err)
+	} else if err != nil {
 		return p.guardRead(ctx, err)
 	}
 	next := last
@@ -334,8 +340,13 @@ func (p *publisher) guardRead(ctx context.Context, err error) (*c2sp.Note, c2sp.
 }
 
 // leavesMatchTiles rehashes the entries [from, t.size) and compares them with
-// the level 0 tiles: we do not sign a leaf whose bytes we cannot show.
+// the level 0 tiles: we do not sign a leaf whose bytes we cannot show. Nor do we
+// sign one after the leaf that ends the log: the last one before from is looked
+// at too.
 func leavesMatchTiles(t tree, from int64) error {
+	if from > 0 && from < t.size {
+		from--
+	}
 	return t.each(from, func(index int64, leaf []byte) error {
 		x, err := t.tile(0, index/tileWidth)
 		if err != nil {
@@ -343,6 +354,9 @@ func leavesMatchTiles(t tree, from int64) error {
 		}
 		if at := index % tileWidth; x[0][at] != entry.LeafHash(leaf) {
 			return fmt.Errorf("%w: entry %d does not hash to its leaf in the tile", errUnreadable, index)
+		}
+		if index < t.size-1 && successorLeaf(leaf) != nil {
+			return fmt.Errorf("entry %d of %d ends it: %w", index, t.size, errAfterEnd)
 		}
 		return nil
 	})

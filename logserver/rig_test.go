@@ -44,9 +44,11 @@ type rigWitness struct {
 	store  *witness.Store
 	real   http.Handler
 	fake   atomic.Pointer[http.HandlerFunc] // answers instead
+	asked  atomic.Int64
 }
 
 func (w *rigWitness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	w.asked.Add(1)
 	if f := w.fake.Load(); f != nil {
 		(*f)(rw, r)
 		return

@@ -229,7 +229,7 @@ const errorDomain = "portbook"
 
 // fail counts a failed call and turns its error into a status.
 func (s *service) fail(err error) error {
-	err = s.status(err)
+	err = s.status(s.log.closedBy(err))
 	s.log.metrics.refusal(reasonOf(err))
 	return err
 }
@@ -244,6 +244,7 @@ func (s *service) status(err error) error {
 		conflict *ConflictError
 		needs    *PreconditionError
 		missing  *notFoundError
+		frozen   *FrozenError
 	)
 	info := func(code codes.Code, reason string, meta map[string]string, more ...protoadapt.MessageV1) error {
 		st := status.New(code, err.Error())
@@ -265,6 +266,8 @@ func (s *service) status(err error) error {
 		return info(codes.PermissionDenied, "NOT_ALLOWED", map[string]string{"field": denied.Field})
 	case errors.As(err, &needs):
 		return info(codes.FailedPrecondition, "PRECONDITION", map[string]string{"field": needs.Field})
+	case errors.As(err, &frozen):
+		return info(codes.FailedPrecondition, "FROZEN", map[string]string{"successor_origin": frozen.Next, "successor_url": frozen.URL})
 	case errors.As(err, &conflict):
 		return info(codes.AlreadyExists, "DIGEST_CONFLICT", map[string]string{"first_index": strconv.FormatUint(conflict.FirstIndex, 10)})
 	case errors.As(err, &missing):

@@ -393,9 +393,10 @@ func (l *Log) Submit(ctx context.Context, by Credential, e *entry.Entry, w Wait)
 	own := *e
 	t, err := l.queue(ctx, by, &own)
 	if err != nil {
-		return nil, err
+		return nil, l.closedBy(err)
 	}
-	return t.one(ctx, w)
+	ack, err := t.one(ctx, w)
+	return ack, l.closedBy(err)
 }
 
 // one is wait for a ticket of one entry.

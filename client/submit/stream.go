@@ -324,7 +324,9 @@ func (s *streamer) receive(stream grpc.BidiStreamingClient[pb.SubmitStreamReques
 		}
 		for _, x := range res.Results {
 			r := Result{Ack: &Ack{Index: x.Index, Proof: x.Proof}}
-			if e := x.Error; e != nil {
+			if e := x.Error; e != nil && e.Reason == frozen {
+				r = Result{Err: &Frozen{Reason: e.Message}}
+			} else if e != nil {
 				r = Result{Err: fromParts(codes.Code(e.Code), e.Message, e.Field, e.GetFirstIndex(), 0)}
 			}
 			if err := s.each(s.base, r); err != nil {

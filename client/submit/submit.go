@@ -64,6 +64,18 @@ type Unavailable struct {
 
 func (e *Unavailable) Error() string { return "log unavailable: " + e.Reason }
 
+// Frozen says that the log has ended and another has taken over. Submitting
+// again does not help, now or later: Dial that log, with a token of its own.
+type Frozen struct {
+	Origin, URL string // of the log that takes over, where the answer has them apart
+	Reason      string
+}
+
+func (e *Frozen) Error() string { return e.Reason }
+
+// frozen is the reason of such an answer.
+const frozen = "FROZEN"
+
 // Client submits entries to one log on behalf of one credential.
 type Client struct {
 	conn  *grpc.ClientConn
@@ -115,7 +127,7 @@ func (c *Client) auth(ctx context.Context) context.Context {
 }
 
 // Submit logs e and waits for its acknowledgement, as long as ctx and the log
-// let it. Errors are *Conflict, *Invalid, *Unavailable, or ErrUnauthorized.
+// let it. Errors are *Conflict, *Invalid, *Frozen, *Unavailable, or ErrUnauthorized.
 func (c *Client) Submit(ctx context.Context, e *entry.Entry) (*Ack, error) {
 	if err := sendable(e); err != nil {
 		return nil, err
@@ -162,6 +174,9 @@ func fromStatus(err error) error {
 	for _, d := range st.Details() {
 		switch d := d.(type) {
 		case *errdetails.ErrorInfo:
+			if d.Reason == frozen {
+				return &Frozen{Origin: d.Metadata["successor_origin"], URL: d.Metadata["successor_url"], Reason: st.Message()}
+			}
 			field = d.Metadata["field"]
 			if n, err := strconv.ParseUint(d.Metadata["first_index"], 10, 63); err == nil {
 				first = n

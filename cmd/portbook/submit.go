@@ -403,7 +403,10 @@ func (r *submitResult) fail(err error) {
 	var conflict *submit.Conflict
 	var invalid *submit.Invalid
 	var refusal *client.Refusal
+	var frozen *submit.Frozen
 	switch {
+	case errors.As(err, &frozen):
+		r.Detail = frozen.Reason + "; give its address with --log, a token of it, and a policy that names its key"
 	case errors.As(err, &conflict):
 		r.FirstIndex, r.Detail = &conflict.FirstIndex, fmt.Sprintf("the log holds other bytes under this name, as entry %d", conflict.FirstIndex)
 	case errors.As(err, &invalid):

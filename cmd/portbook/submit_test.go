@@ -137,6 +137,7 @@ func TestSubmitTriesAgainOnlyWhenOut(t *testing.T) {
 		{&submit.Conflict{FirstIndex: 3, Reason: "taken"}, outcomeRefused},
 		{&submit.Invalid{Field: "file", Reason: "no"}, outcomeRefused},
 		{submit.ErrUnauthorized, outcomeRefused},
+		{&submit.Frozen{Origin: "next.example", Reason: "it goes on as next.example"}, outcomeRefused},
 		{errors.New("what is this?"), outcomeCannot},
 	} {
 		asked = 0

@@ -34,6 +34,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -44,8 +45,9 @@ import (
 // A Log takes entries. *submit.Client is one.
 type Log interface {
 	// Submit logs e and waits for its proof. The same file again is not a new
-	// entry. A *submit.Conflict says that the name is logged with other bytes;
-	// after every other error the same entry may be submitted again.
+	// entry. A *submit.Conflict says that the name is logged with other bytes, a
+	// *submit.Frozen that this log takes nothing any more; after every other
+	// error the same entry may be submitted again.
 	Submit(ctx context.Context, e *entry.Entry) (*submit.Ack, error)
 	// Ready tells whether the log takes entries now.
 	Ready(ctx context.Context) error
@@ -120,6 +122,8 @@ type Gateway struct {
 	slots  chan struct{}  // uploads in progress
 	tries  chan struct{}  // submissions in progress
 	asking chan struct{}  // questions to the index in progress
+
+	frozen atomic.Pointer[submit.Frozen] // the log said so; for the life of this process
 
 	mu       sync.Mutex
 	flying   map[int64]chan struct{} // files being submitted, by seq
@@ -218,6 +222,10 @@ func (a Account) check(registry string) error {
 // Run repairs what a crash left behind and retries what the log would not take,
 // until ctx ends.
 func (g *Gateway) Run(ctx context.Context) error {
+	// The log may be another one than before.
+	if err := g.outbox.hurry(ctx); err != nil {
+		return err
+	}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -1294,6 +1294,40 @@ func TestBackAtOnce(t *testing.T) {
 	s.checkProven(held)
 }
 
+// TestLogEnds: a log that has ended is asked once, not for ever; what the index
+// accepted meanwhile is logged after a start with the log that took over.
+func TestLogEnds(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.log.set(func() {
+		s.log.unwilling = &submit.Frozen{Origin: "next.example", URL: "https://next.example", Reason: "it goes on as next.example"}
+	})
+	a, b := wheel("demo", "1.0"), wheel("demo", "2.0")
+	for _, d := range []dist{a, b} {
+		if _, _, state := s.upload("alice", d); state != "held" {
+			t.Fatalf("state %q", state)
+		}
+	}
+	s.log.mu.Lock()
+	asked := s.log.submits
+	s.log.mu.Unlock()
+	if asked > 2 { // the first upload may have been tried twice at once
+		t.Errorf("asked %d times", asked)
+	}
+	for _, p := range s.pending() {
+		next, err := time.Parse(time.RFC3339, p.NextTry)
+		if err != nil || time.Until(next) < 24*time.Hour || !strings.Contains(p.LastError, "next.example") {
+			t.Errorf("%+v, %v", p, err)
+		}
+	}
+	s.stop()
+	s.log.set(func() { s.log.unwilling = nil })
+	s.start()
+	s.eventually("both are listed", func() bool { return s.listed(a) && s.listed(b) })
+	s.checkProven(a)
+	s.checkProven(b)
+}
+
 // TestRedirectedFiles: an index that sends readers to an object storage is not
 // followed there, and the answer says so.
 func TestRedirectedFiles(t *testing.T) {

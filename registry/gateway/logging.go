@@ -18,13 +18,14 @@ import (
 )
 
 const (
-	submitTimeout = time.Minute      // for one submission
-	minRetry      = time.Second      // after the first failure; doubled each time
-	maxRetry      = time.Minute      // of the log, whatever it asks for
-	maxAsk        = 10 * time.Minute // of the index
-	askFor        = 24 * time.Hour   // how long the index must have said no about an upload whose answer was lost
-	askGap        = 6 * time.Hour    // of that, what the time between two answers counts at most
-	outFor        = 2 * time.Minute  // how long a failed submission counts as the log being out
+	submitTimeout = time.Minute          // for one submission
+	minRetry      = time.Second          // after the first failure; doubled each time
+	maxRetry      = time.Minute          // of the log, whatever it asks for
+	maxAsk        = 10 * time.Minute     // of the index
+	askFor        = 24 * time.Hour       // how long the index must have said no about an upload whose answer was lost
+	askGap        = 6 * time.Hour        // of that, what the time between two answers counts at most
+	frozenWait    = 365 * 24 * time.Hour // a log that has ended is not asked again; a restart is
+	outFor        = 2 * time.Minute      // how long a failed submission counts as the log being out
 )
 
 // repair starts, for everything that is due, one try at finishing it.
@@ -200,6 +201,7 @@ func (g *Gateway) try(ctx context.Context, seq int64) error {
 	}
 	var conflict *submit.Conflict
 	var invalid *submit.Invalid
+	var frozen *submit.Frozen
 	switch {
 	case err == nil:
 		g.crashForTest("logged")
@@ -216,6 +218,15 @@ func (g *Gateway) try(ctx context.Context, seq int64) error {
 	case errors.As(err, &conflict):
 		log.Error("THE INDEX ACCEPTED OTHER BYTES UNDER A NAME THAT IS LOGGED: the file is withheld; find out who overwrote it", "first_index", conflict.FirstIndex)
 		return g.outbox.conflict(ctx, seq, conflict.FirstIndex, err.Error())
+	case errors.As(err, &frozen):
+		// For good: this file and all after it wait for the next start, with
+		// another log. Nothing is asked again meanwhile.
+		g.setLogError(g.cfg.Now())
+		if g.frozen.Swap(frozen) == nil {
+			log.Error("THE LOG HAS ENDED: files that the index accepts are held off the pages until this gateway is started with the log that took over (--log, a token of that log, and its key in --policy)",
+				"err", err, "successor", frozen.Origin, "url", frozen.URL)
+		}
+		return g.outbox.retry(ctx, seq, g.cfg.Now().Add(frozenWait), err.Error())
 	case errors.As(err, &invalid):
 		log.Error("the log refuses the entry of an accepted file: it stays off the pages", "err", err)
 	default:
@@ -233,6 +244,9 @@ func (g *Gateway) try(ctx context.Context, seq int64) error {
 // submit hands e to the log and returns a proof that verifies under our policy
 // and is about this very file.
 func (g *Gateway) submit(ctx context.Context, e *entry.Entry) ([]byte, uint64, error) {
+	if frozen := g.frozen.Load(); frozen != nil {
+		return nil, 0, frozen
+	}
 	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
 	defer cancel()
 	ack, err := g.cfg.Log.Submit(ctx, e)
@@ -273,6 +287,9 @@ func (g *Gateway) setLogError(at time.Time) bool {
 
 // logOut says why the log cannot be counted on now; nil if it can.
 func (g *Gateway) logOut(ctx context.Context) error {
+	if frozen := g.frozen.Load(); frozen != nil {
+		return frozen
+	}
 	g.mu.Lock()
 	failed := g.logError
 	g.mu.Unlock()
