@@ -95,6 +95,12 @@ func newKey(name string, alg Alg, raw []byte) (*Key, error) {
 	return k, nil
 }
 
+// NewLogKey gives an Ed25519 public key of 32 bytes the name of a log, its
+// origin. The error is a [*MalformedError].
+func NewLogKey(origin string, raw []byte) (*Key, error) {
+	return newKey(origin, AlgEd25519, bytes.Clone(raw))
+}
+
 // ParseVKey reads a verifier key, "name+keyid+base64(type || key)". The key ID
 // must be the one computed from the rest. The error is a [*MalformedError].
 func ParseVKey(s string) (*Key, error) {

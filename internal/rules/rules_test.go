@@ -32,6 +32,7 @@ var rules = []rule{
 	{"logserver", []string{"entry", "c2sp", "proto", "attest"}, nil, "the log does not verify itself with the clients' code"},
 	{"logserver/trillian", nil, nil, "a storage engine moves bytes"},
 	{"logserver/enginetest", nil, nil, "it knows engines by Tessera's interface alone"},
+	{"logserver/pkcs11", []string{"c2sp"}, nil, "it needs cgo: nothing but the key it signs with"},
 	{"monitor", []string{"entry", "c2sp", "proto", "client", "attest", "monitor"}, []string{"github.com/transparency-dev/tessera/storage"}, "it judges the log from outside, with what anyone has"},
 	{"internal/cli", nil, nil, "the programs' edge"},
 	{"internal/rules", nil, nil, "tests only"},
