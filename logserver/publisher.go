@@ -394,9 +394,8 @@ func tilesMatchTiles(t tree, from int64) error {
 // still under way a short grace. Below the quorum there is no note.
 func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint) ([]byte, error) {
 	type answer struct {
-		w   *cosigner
-		sig c2sp.Signature
-		err error
+		sigs []cosignature
+		err  error
 	}
 	asking, cancel := context.WithTimeout(ctx, p.roundLimit)
 	quorum := p.quorum.Load()
@@ -418,10 +417,10 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 			ctx, span := tracer.Start(asking, "cosign", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.String("portbook.witness", w.name)))
 			at := t
 			at.ctx = ctx
-			sig, err := w.cosign(ctx, sent, cp, at.consistency)
+			sigs, err := w.cosign(ctx, sent, cp, at.consistency)
 			p.metrics.witness(w.name, err, time.Since(start))
 			endSpan(span, err)
-			answers <- answer{w, sig, err}
+			answers <- answer{sigs, err}
 			var claim *claimError
 			if errors.As(err, &claim) {
 				p.weigh(asking, w)
@@ -444,8 +443,10 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 				problems = append(problems, a.err)
 				continue
 			}
-			have[a.w.name] = true
-			note.Sigs = append(note.Sigs, a.sig)
+			for _, c := range a.sigs {
+				have[c.witness] = true
+				note.Sigs = append(note.Sigs, c.sig)
+			}
 		case <-grace:
 			done = asked
 		case <-limit.C:
@@ -499,8 +500,8 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 		return err
 	}
 	unheard := map[string]bool{}
-	for _, w := range quorum.witnesses {
-		unheard[w.name] = true
+	for _, w := range quorum.policy.Witnesses {
+		unheard[w.Name] = true
 	}
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		size, err := p.size(ctx)
@@ -531,7 +532,9 @@ func (p *publisher) hearWitnesses(ctx context.Context, say func(error)) error {
 			case err != nil:
 				problems = append(problems, err)
 			default:
-				delete(unheard, quorum.witnesses[i].name)
+				for _, k := range quorum.witnesses[i].keys {
+					delete(unheard, k.Name)
+				}
 			}
 		}
 		if !claims && !quorum.policy.Satisfied(unheard) {

@@ -29,7 +29,7 @@ func (l *Log) SetPolicy(p *c2sp.Policy) error {
 	}
 	for _, w := range witnesses {
 		for _, old := range l.pub.quorum.Load().witnesses {
-			if w.name == old.name && w.url == old.url && w.key.String() == old.key.String() {
+			if w.url == old.url {
 				w.size.Store(old.size.Load()) // spares it a conflict
 			}
 		}

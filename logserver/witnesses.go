@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,10 +25,11 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 )
 
-// cosigner is one witness line of the publish policy.
+// cosigner is a witness: the lines of the publish policy that have its URL. It
+// is asked once for the cosignatures of all its keys.
 type cosigner struct {
-	name string
-	key  *c2sp.Key
+	name string // of its first line
+	keys []c2sp.PolicyWitness
 	url  string // submission and monitoring prefix, without trailing slash
 	http *http.Client
 	size atomic.Int64 // size of the latest checkpoint it cosigned, as far as we know
@@ -72,14 +74,21 @@ func newWitnesses(p *c2sp.Policy) ([]*cosigner, error) {
 		if w.URL == "" {
 			return nil, fmt.Errorf("policy: witness %s has no URL: the log must be able to reach it", w.Name)
 		}
-		ws = append(ws, &cosigner{name: w.Name, key: w.Key, url: strings.TrimSuffix(w.URL, "/"), http: client})
+		at := strings.TrimSuffix(w.URL, "/")
+		i := slices.IndexFunc(ws, func(c *cosigner) bool { return c.url == at })
+		if i < 0 {
+			i = len(ws)
+			ws = append(ws, &cosigner{name: w.Name, url: at, http: client})
+		}
+		ws[i].keys = append(ws[i].keys, w)
 	}
 	return ws, nil
 }
 
 // cosign asks the witness to cosign the signed note, whose checkpoint is cp,
-// and returns its verified cosignature. consistency proves old → cp.Size.
-func (w *cosigner) cosign(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint, consistency func(old int64) ([][32]byte, error)) (c2sp.Signature, error) {
+// and returns its verified cosignatures, at least one. consistency proves
+// old → cp.Size.
+func (w *cosigner) cosign(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoint, consistency func(old int64) ([][32]byte, error)) ([]cosignature, error) {
 	for attempt := 0; ; attempt++ {
 		old := w.size.Load()
 		if old > int64(cp.Size) {
@@ -87,34 +96,34 @@ func (w *cosigner) cosign(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpoi
 		}
 		proof, err := consistency(old)
 		if err != nil {
-			return c2sp.Signature{}, err
+			return nil, err
 		}
 		body := (&c2sp.AddCheckpoint{Old: uint64(old), Proof: proof, Checkpoint: note.Bytes()}).Bytes()
 		status, answer, err := w.post(ctx, body)
 		if err != nil {
-			return c2sp.Signature{}, err
+			return nil, err
 		}
 		switch status {
 		case http.StatusOK:
-			sig, err := w.pick(answer, note.Text)
+			sigs, err := w.pick(answer, note.Text)
 			if err == nil {
 				w.size.Store(int64(cp.Size))
 			}
-			return sig, err
+			return sigs, err
 		case http.StatusConflict:
 			size, err := parseSize(answer)
 			if err != nil {
-				return c2sp.Signature{}, fmt.Errorf("witness %s: conflict without a size", w.name)
+				return nil, fmt.Errorf("witness %s: conflict without a size", w.name)
 			}
 			if size > int64(cp.Size) {
-				return c2sp.Signature{}, &claimError{w.name, size}
+				return nil, &claimError{w.name, size}
 			}
 			if attempt > 0 || size == old {
-				return c2sp.Signature{}, fmt.Errorf("witness %s: contradicts itself about the size it holds (%d)", w.name, size)
+				return nil, fmt.Errorf("witness %s: contradicts itself about the size it holds (%d)", w.name, size)
 			}
 			w.size.Store(size)
 		default:
-			return c2sp.Signature{}, fmt.Errorf("witness %s: answered %d %s", w.name, status, printable(answer))
+			return nil, fmt.Errorf("witness %s: answered %d %s", w.name, status, printable(answer))
 		}
 	}
 }
@@ -130,23 +139,35 @@ func (e *claimError) Error() string {
 	return fmt.Sprintf("witness %s says it has cosigned size %d, more than it was shown", e.witness, e.size)
 }
 
-// pick finds the witness's own cosignature in its answer and verifies it; all
-// other lines are ignored.
-func (w *cosigner) pick(answer []byte, text string) (c2sp.Signature, error) {
-	sigs, err := c2sp.ParseSignatureLines(answer)
+// cosignature is a verified cosignature by the key of a line of the policy.
+type cosignature struct {
+	witness string // the line's name
+	sig     c2sp.Signature
+}
+
+// pick finds the cosignatures of the witness's own keys in its answer, one of
+// each, and verifies them; all other lines are ignored. One that does not verify
+// spoils the answer; a key that it did not sign with is a vote it does not have.
+func (w *cosigner) pick(answer []byte, text string) ([]cosignature, error) {
+	lines, err := c2sp.ParseSignatureLines(answer)
 	if err != nil {
-		return c2sp.Signature{}, fmt.Errorf("witness %s: %w", w.name, err)
+		return nil, fmt.Errorf("witness %s: %w", w.name, err)
 	}
-	for _, s := range sigs {
-		if !w.key.Matches(s) {
+	var found []cosignature
+	for _, k := range w.keys {
+		i := slices.IndexFunc(lines, k.Key.Matches)
+		if i < 0 {
 			continue
 		}
-		if _, err := w.key.VerifyNote(text, s); err != nil {
-			return c2sp.Signature{}, fmt.Errorf("witness %s: its cosignature does not verify: %w", w.name, err)
+		if _, err := k.Key.VerifyNote(text, lines[i]); err != nil {
+			return nil, fmt.Errorf("witness %s: its cosignature does not verify: %w", k.Name, err)
 		}
-		return s, nil
+		found = append(found, cosignature{k.Name, lines[i]})
 	}
-	return c2sp.Signature{}, fmt.Errorf("witness %s: answered without a cosignature of the key in the policy", w.name)
+	if len(found) == 0 {
+		return nil, fmt.Errorf("witness %s: answered without a cosignature of a key in the policy", w.name)
+	}
+	return found, nil
 }
 
 func (w *cosigner) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/witness"
 )
 
 // answer lets the real witness answer and changes what it said.
@@ -400,5 +402,56 @@ func TestPolicyRefusedAtOpen(t *testing.T) {
 			l.Close()
 			t.Errorf("%s: opened", name)
 		}
+	}
+}
+
+// TestBothKeysOfOneWitness: a witness with two keys is two lines with one URL.
+// It is asked once, both its cosignatures count for their own lines and as one
+// voice, and one that lacks a key has no vote for that line.
+func TestBothKeysOfOneWitness(t *testing.T) {
+	r := newRig(t, 2, 2)
+	d, err := witness.CreateDir(t.Context(), filepath.Join(t.TempDir(), "w"), "witness.example/both", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if _, err := d.Store.AddLog(t.Context(), r.signer.Key().Name(), []*c2sp.Key{r.signer.Key()}); err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	serve := func(mldsa *c2sp.Signer) http.Handler {
+		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: mldsa, Store: d.Store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.Handler()
+	}
+	var handler atomic.Value
+	handler.Store(serve(d.MLDSA))
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodPost {
+			asked.Add(1)
+		}
+		handler.Load().(http.Handler).ServeHTTP(rw, req)
+	}))
+	t.Cleanup(server.Close)
+	r.policy = fmt.Sprintf("witness ed %s %s\nwitness pq %s %s/\ngroup both all ed pq\nquorum both\n", d.Signer.Key(), server.URL, d.MLDSA.Key(), server.URL)
+	l := r.ready()
+	asked.Store(0)
+	rounds := l.Published()
+	r.must(l, nth(0))
+	note, err := c2sp.ParseNote(l.Published().Note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(note.Sigs) != 3 {
+		t.Errorf("%d signatures in the checkpoint, want the log's and two of the witness", len(note.Sigs))
+	}
+	if n := asked.Load(); n != 1 && rounds.Size+1 == l.Published().Size {
+		t.Errorf("the witness was asked %d times for one checkpoint", n)
+	}
+	handler.Store(serve(nil)) // it signs with its first key alone
+	if _, err := r.submit(l, nth(1)); !errors.Is(err, ErrNotPublished) {
+		t.Errorf("%v, want %v: one key is not both", err, ErrNotPublished)
 	}
 }
