@@ -46,6 +46,7 @@ const (
 	reasonExpired     = "expired"      // the credential, an old secret, a certificate or a workload token
 	reasonRevoked     = "revoked"      //
 	reasonCertificate = "certificate"  // verified, but no credential is for it
+	reasonHandshake   = "handshake"    // no authority vouches for the client certificate
 	reasonAmbiguous   = "ambiguous"    // several credentials are for it
 	reasonIssuer      = "issuer"       // no credential is for tokens of this issuer
 	reasonAlgorithm   = "algorithm"    // not an accepted signature algorithm, or not the key's

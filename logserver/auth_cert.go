@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
@@ -120,4 +121,28 @@ func (c *Credentials) certificate(byID map[string]Credential, chains [][]*x509.C
 	}
 	by.until = leaf.NotAfter
 	return by, err
+}
+
+// parseCertificates reads a PEM file of certificates and nothing else.
+func parseCertificates(path string, raw []byte) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for len(raw) > 0 {
+		block, rest := pem.Decode(raw)
+		if block == nil {
+			break
+		}
+		raw = rest
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("%s: it holds a %s: want certificates only", path, block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		certs = append(certs, c)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%s: no certificate in it (PEM)", path)
+	}
+	return certs, nil
 }

@@ -12,13 +12,17 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/portbook/portbook/entry"
 )
 
-// maxQuotas projects are counted a day; further ones are refused, as the bound
-// must not be a way around it. Some 20 MiB at most.
-const maxQuotas = 1 << 18
+const (
+	// maxQuotas projects are counted a day; further ones are refused, as the
+	// bound must not be a way around it. Some 15 MiB at most.
+	maxQuotas = 1 << 18
+	// maxCharged entries are known to have been charged: the same again, as when
+	// an answer was lost, costs nothing and is let in when the quota is used up.
+	// Beyond, the same again is charged again until it is found to be the same.
+	maxCharged = 1 << 18
+)
 
 type quotas struct {
 	now func() time.Time
@@ -27,28 +31,34 @@ type quotas struct {
 	mu   sync.Mutex
 	day  int64               // guarded by mu; of the counts, since 1970 (UTC)
 	used map[[16]byte]uint32 // guarded by mu; by credential and project
+	paid map[[16]byte]bool   // guarded by mu; the entries, by credential and identity
 }
 
 func newQuotas(now func() time.Time) *quotas {
-	return &quotas{now: now, max: maxQuotas, used: map[[16]byte]uint32{}}
+	return &quotas{now: now, max: maxQuotas, used: map[[16]byte]uint32{}, paid: map[[16]byte]bool{}}
 }
 
 const daySeconds = 24 * 60 * 60
 
 // charge is what one entry took of a quota; the zero charge took nothing.
 type charge struct {
-	of      *quotas
-	project [16]byte
-	day     int64
+	of             *quotas
+	project, entry [16]byte
+	day            int64
 }
 
-// take charges e to its project's quota of today. Its error is a *limitError.
-func (q *quotas) take(by Credential, e *entry.Entry) (charge, error) {
+// take charges a submission to its project's quota of today. Its error is a
+// *limitError.
+func (q *quotas) take(by Credential, s *submission) (charge, error) {
 	if by.Quota == 0 {
 		return charge{}, nil
 	}
-	sum := sha256.Sum256([]byte(by.ID + "\x00" + e.Ecosystem + "\x00" + e.Project))
-	project := [16]byte(sum[:])
+	short := func(s string) [16]byte {
+		sum := sha256.Sum256([]byte(by.ID + s))
+		return [16]byte(sum[:])
+	}
+	project := short("\x00" + s.entry.Ecosystem + "\x00" + s.entry.Project)
+	identity := short("\x01" + string(s.key[:]) + string(s.digest))
 	now := q.now().Unix()
 	day := now / daySeconds
 	tomorrow := time.Duration((day+1)*daySeconds-now) * time.Second
@@ -57,6 +67,10 @@ func (q *quotas) take(by Credential, e *entry.Entry) (charge, error) {
 	if day != q.day {
 		q.day = day
 		clear(q.used)
+		clear(q.paid)
+	}
+	if q.paid[identity] {
+		return charge{}, nil
 	}
 	used, counted := q.used[project]
 	switch {
@@ -66,7 +80,10 @@ func (q *quotas) take(by Credential, e *entry.Entry) (charge, error) {
 		return charge{}, &limitError{reasonQuota, fmt.Sprintf("tokens with a quota have logged for %d projects today, which is as many as are counted", q.max), tomorrow}
 	}
 	q.used[project] = used + 1
-	return charge{q, project, day}, nil
+	if len(q.paid) < maxCharged {
+		q.paid[identity] = true
+	}
+	return charge{q, project, identity, day}, nil
 }
 
 // back gives back what an entry took that was not logged anew.
@@ -78,5 +95,6 @@ func (c charge) back() {
 	defer c.of.mu.Unlock()
 	if c.of.day == c.day && c.of.used[c.project] > 0 {
 		c.of.used[c.project]--
+		delete(c.of.paid, c.entry)
 	}
 }

@@ -28,7 +28,7 @@ const drainLimit = 8 * time.Second
 func (l *Log) Serve(ctx context.Context, grpcLis, httpLis net.Listener, tlsConfig *tls.Config) error {
 	var opts []grpc.ServerOption
 	if tlsConfig != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
+		opts = append(opts, grpc.Creds(handshakes{credentials.NewTLS(tlsConfig), l}))
 		httpTLS := tlsConfig.Clone()
 		httpTLS.NextProtos = []string{"h2", "http/1.1"}
 		httpLis = tls.NewListener(httpLis, httpTLS)
@@ -53,6 +53,7 @@ func (l *Log) Serve(ctx context.Context, grpcLis, httpLis net.Listener, tlsConfi
 		WriteTimeout:      l.cfg.MaxWait + 30*time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          l.webErrors(),
 	}
 
 	failed := make(chan error, 3)

@@ -162,9 +162,8 @@ func (r *streaming) take(req *pb.SubmitStreamRequest) error {
 			continue
 		}
 		r.ahead.Release(int64(len(entries)))
-		var limit *limitError
-		if !errors.Is(err, ErrOverloaded) || errors.As(err, &limit) && limit.reason == reasonQuota {
-			return err // a quota is for a day: that is too long to wait
+		if !errors.Is(err, ErrOverloaded) {
+			return err
 		}
 		if !sleep(r.ctx, 20*time.Millisecond) {
 			return r.ctx.Err()
@@ -228,5 +227,7 @@ func (r *streaming) answer(t *ticket) error {
 func isRefusal(err error) bool {
 	var field *entry.FieldError
 	var denied *NotAllowedError
-	return isVerdict(err) || errors.As(err, &field) || errors.As(err, &denied)
+	var limit *limitError
+	return isVerdict(err) || errors.As(err, &field) || errors.As(err, &denied) ||
+		errors.As(err, &limit) && limit.reason == reasonQuota // for the rest of the day: that is too long to wait
 }

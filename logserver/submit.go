@@ -259,8 +259,8 @@ func (t *ticket) send(ctx context.Context) error {
 
 // spend charges the ticket to its credential's rate and quotas and to the log's
 // rate. It cuts the ticket to what they allow, gives back the rest of its
-// admission, and fails if they allow nothing. An entry that was refused for
-// another reason uses up no rate. It returns the ticket's length.
+// admission, and fails if the rates allow nothing; what is over its quota is
+// refused alone. An entry that was refused for another reason uses up no rate. It returns the ticket's length.
 func (t *ticket) spend(by Credential) (int, error) {
 	l, n := t.log, len(t.subs)
 	good := n
@@ -282,14 +282,11 @@ func (t *ticket) spend(by Credential) (int, error) {
 	cut := 0
 	for allowed > 0 && cut < n {
 		if t.refused == nil || t.refused[cut] == nil {
-			c, err := l.quotas.take(by, t.subs[cut].entry)
-			if err != nil {
-				if cut == 0 {
-					return n, err
-				}
-				break // the next ticket begins with it
-			}
-			if c.of != nil {
+			c, err := l.quotas.take(by, &t.subs[cut])
+			switch {
+			case err != nil:
+				t.refuse(cut, err) // of one project: what follows may be of others
+			case by.Quota > 0:
 				t.charges = append(t.charges, c)
 			}
 			allowed--

@@ -41,8 +41,9 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	key := f.String("key", "", "key `FILE`; default: log.key in the directory")
 	httpAddr := f.String("http", "127.0.0.1:8080", "`ADDRESS` for tiles, checkpoint, REST and health")
 	grpcAddr := f.String("grpc", "127.0.0.1:8081", "`ADDRESS` for gRPC submissions")
-	cert := f.String("tls-cert", "", "certificate `FILE`, for both addresses")
+	cert := f.String("tls-cert", "", "certificate `FILE` (PEM), for both addresses; read again when it is renewed")
 	certKey := f.String("tls-key", "", "`FILE` of the certificate's private key")
+	clientCA := f.String("client-ca", "", "`FILE` with the authorities of client certificates (PEM), for credentials made by token create --client-cert or --client-cert-ca")
 	plaintext := f.Bool("plaintext", false, "allow addresses other than loopback without TLS: only behind a proxy that adds it, since tokens pass")
 	beside := f.Bool("anchor-beside", false, "allow the anchor on the log's own file system: then a restored backup can make the log sign a second history, which only the witnesses would refuse")
 	interval := f.Duration("publish-interval", 100*time.Millisecond, "least time between two checkpoints")
@@ -74,7 +75,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		if err != nil {
 			return cli.Usage(err)
 		}
-		tlsConfig, err := tlsFiles(*cert, *certKey)
+		tlsConfig, err := tlsFiles(logserver.TLSFiles{Cert: *cert, Key: *certKey, ClientCA: *clientCA}, logger)
 		if err != nil {
 			return cli.Usage(err)
 		}
@@ -216,18 +217,15 @@ func readKey(path string) (*c2sp.Signer, error) {
 	return signer, nil
 }
 
-func tlsFiles(cert, key string) (*tls.Config, error) {
-	if cert == "" && key == "" {
+// tlsFiles is the TLS that the flags ask for; nil for none.
+func tlsFiles(f logserver.TLSFiles, logger *slog.Logger) (*tls.Config, error) {
+	switch {
+	case f == logserver.TLSFiles{}:
 		return nil, nil
+	case f.Cert == "" || f.Key == "":
+		return nil, errors.New("--tls-cert and --tls-key go together, and --client-ca needs both")
 	}
-	if cert == "" || key == "" {
-		return nil, errors.New("--tls-cert and --tls-key go together")
-	}
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("TLS: %w", err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}, nil
+	return f.Config(logger)
 }
 
 // isPrivate reports whether an address to listen on is reached from this host
