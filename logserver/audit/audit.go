@@ -20,9 +20,9 @@ type Config struct {
 	URL    string // where a log is read
 	Token  string // for URL, of a private log
 
-	// Keys are the log's verifier keys (c2sp.org/signed-note, Ed25519), of one
-	// name: each is good by itself. None: those that the log's directory names.
-	Keys []string
+	// Keys are the log's verifier keys, of one name: each is good by itself. None:
+	// those that the log's directory names.
+	Keys []Key
 
 	History   string   // archive of checkpoints, read and added to; "": none
 	Seen      []Seen   // other checkpoints
@@ -36,6 +36,19 @@ type Config struct {
 	TempDir   string // for records beyond; "": the system's
 
 	Progress func(done, size int64) // called from one goroutine, often
+}
+
+// Key is an Ed25519 key of a log.
+type Key struct {
+	VKey    string // c2sp.org/signed-note
+	Retired bool   // it has signed trees up to size UpTo, and none larger counts
+	UpTo    int64
+}
+
+// signer is a key that can verify.
+type signer struct {
+	note.Verifier
+	Key
 }
 
 // ErrConfig is what Run's error matches when the audit was asked for what
@@ -56,14 +69,17 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := a.open(); err != nil {
 		return nil, err
 	}
-	return a.report, a.run(ctx)
+	if err := a.run(ctx); !errors.Is(err, errStop) {
+		return a.report, err
+	}
+	return a.report, nil
 }
 
 type audit struct {
 	cfg    Config
 	src    source
 	home   *home // nil unless Config.Dir was given
-	keys   []note.Verifier
+	keys   []signer
 	out    *findings
 	report *Report
 }
@@ -99,14 +115,14 @@ func (a *audit) open() (err error) {
 		return fmt.Errorf("%w: without the log's verifier key there is nothing to hold it to", ErrConfig)
 	}
 	for _, k := range keys {
-		v, err := note.NewVerifier(k)
+		v, err := note.NewVerifier(k.VKey)
 		if err != nil {
-			return fmt.Errorf("%w: key %q: %w (this audit knows Ed25519 log keys)", ErrConfig, k, err)
+			return fmt.Errorf("%w: key %q: %w (this audit knows Ed25519 log keys)", ErrConfig, k.VKey, err)
 		}
 		if len(a.keys) > 0 && v.Name() != a.keys[0].Name() {
 			return fmt.Errorf("%w: keys of two logs, %q and %q", ErrConfig, a.keys[0].Name(), v.Name())
 		}
-		a.keys = append(a.keys, v)
+		a.keys = append(a.keys, signer{v, k})
 	}
 	a.report.Origin = a.keys[0].Name()
 	return nil
@@ -141,7 +157,7 @@ func (a *audit) run(ctx context.Context) error {
 		return err
 	}
 	a.report.Size, a.report.Root, a.report.RootHex = published.Size, published.Root, hex.EncodeToString(published.Root[:])
-	mine := seen{Seen{"the published checkpoint", raw, true}, published, false}
+	mine := seen{Seen{From: "the published checkpoint", Raw: raw, Published: true}, published}
 
 	w := &walk{src: a.src, size: published.Size, out: a.out, seed: maphash.MakeSeed(), targets: map[int64][]*target{}, workers: a.cfg.Workers, progress: a.cfg.Progress}
 	if a.home != nil {

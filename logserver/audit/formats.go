@@ -11,9 +11,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
-
-	"golang.org/x/mod/sumdb/note"
 )
 
 // hash is a node of the tree.
@@ -40,7 +39,7 @@ type Checkpoint struct {
 // parseCheckpoint reads a signed note and the checkpoint in it, which one of the
 // keys must have signed. Signatures of other keys are ignored; one of a known
 // key that is wrong spoils the note.
-func parseCheckpoint(raw []byte, keys []note.Verifier) (Checkpoint, error) {
+func parseCheckpoint(raw []byte, keys []signer) (Checkpoint, error) {
 	text, sigs, err := splitNote(raw)
 	if err != nil {
 		return Checkpoint{}, err
@@ -58,7 +57,7 @@ func parseCheckpoint(raw []byte, keys []note.Verifier) (Checkpoint, error) {
 			if !k.Verify([]byte(text), s.sig) {
 				return c, fmt.Errorf("the signature of %q is wrong", s.name)
 			}
-			signed = signed || s.name == c.Origin
+			signed = signed || s.name == c.Origin && (!k.Retired || c.Size <= k.UpTo)
 		}
 	}
 	if !signed {
@@ -83,7 +82,7 @@ func splitNote(raw []byte) (text string, sigs []signature, err error) {
 		return "", nil, errors.New("note is not UTF-8")
 	}
 	for _, c := range raw {
-		if c < 0x20 && c != '\n' || c == 0x7f {
+		if c < 0x20 && c != '\n' {
 			return "", nil, errors.New("note has a control character")
 		}
 	}
@@ -98,7 +97,7 @@ func splitNote(raw []byte) (text string, sigs []signature, err error) {
 	}
 	for line := range strings.Lines(string(lines)) {
 		name, blob, ok := strings.Cut(strings.TrimPrefix(strings.TrimSuffix(line, "\n"), sigPrefix), " ")
-		if !ok || !strings.HasPrefix(line, sigPrefix) || name == "" || strings.Contains(name, "+") || strings.ContainsFunc(name, isSpace) {
+		if !ok || !strings.HasPrefix(line, sigPrefix) || name == "" || strings.Contains(name, "+") || strings.ContainsFunc(name, unicode.IsSpace) {
 			return "", nil, errors.New("malformed signature line")
 		}
 		sig, err := base64.StdEncoding.Strict().DecodeString(blob)
@@ -110,11 +109,6 @@ func splitNote(raw []byte) (text string, sigs []signature, err error) {
 		}
 	}
 	return text, sigs, nil
-}
-
-// isSpace is the white space that signed-note forbids in names.
-func isSpace(r rune) bool {
-	return r == ' ' || r == 0x85 || r == 0xa0 || r == 0x1680 || r >= 0x2000 && r <= 0x200a || r == 0x2028 || r == 0x2029 || r == 0x202f || r == 0x205f || r == 0x3000
 }
 
 // parseBody reads the text of a checkpoint: origin, size, root, and extension

@@ -18,8 +18,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"golang.org/x/mod/sumdb/note"
 )
 
 // Seen is a checkpoint that somebody was shown.
@@ -29,13 +27,14 @@ type Seen struct {
 	// Published says that it was the log's public checkpoint, so that the log may
 	// never show a smaller one. What a witness has may not be published yet.
 	Published bool
+
+	archived bool // it came from the archive
 }
 
 // seen is a checkpoint that is signed by the log.
 type seen struct {
 	Seen
 	checkpoint Checkpoint
-	archived   bool
 }
 
 // The suffixes of an archive's files.
@@ -63,7 +62,7 @@ func readHistory(dir string) ([]Seen, error) {
 		if err != nil && !missing(err) {
 			return nil, err
 		}
-		all = append(all, Seen{"history/" + f.Name(), raw, published})
+		all = append(all, Seen{"history/" + f.Name(), raw, published, true})
 	}
 	return all, nil
 }
@@ -102,7 +101,7 @@ func addHistory(dir string, s seen) error {
 }
 
 // readSeen sorts what was seen: by the log's key or not, and by size.
-func readSeen(all []Seen, origin string, keys []note.Verifier, out *findings) []seen {
+func readSeen(all []Seen, origin string, keys []signer, out *findings) []seen {
 	var good []seen
 	for _, s := range all {
 		c, err := parseCheckpoint(s.Raw, keys)
@@ -110,14 +109,14 @@ func readSeen(all []Seen, origin string, keys []note.Verifier, out *findings) []
 			err = fmt.Errorf("is of log %q", c.Origin)
 		}
 		if err != nil {
-			if strings.HasPrefix(s.From, "history/") {
+			if s.archived {
 				out.add(Damage, "history", s.From, "%v", err)
 			} else {
 				out.cannot("%s: says nothing about this log: %v", s.From, err)
 			}
 			continue
 		}
-		good = append(good, seen{s, c, strings.HasPrefix(s.From, "history/")})
+		good = append(good, seen{s, c})
 	}
 	slices.SortStableFunc(good, func(a, b seen) int {
 		return cmp.Or(cmp.Compare(a.checkpoint.Size, b.checkpoint.Size), bytes.Compare(a.checkpoint.Root[:], b.checkpoint.Root[:]))

@@ -58,10 +58,10 @@ func peaks(out, row []hash) []hash {
 
 // chunk is what a worker found of one bundle and the tile of its leaf hashes.
 type chunk struct {
-	t       tile   // the bundle, at the width that the audited tree has
-	leaves  []hash // of the bundle; nil if it is not there or not a bundle
-	tile    []hash // of the tile; nil if it is not there or not of its length
-	said    said   // by the entries
+	t      tile   // the bundle, at the width that the audited tree has
+	leaves []hash // of the bundle; nil if it is not there or not a bundle
+	tile   []hash // of the tile; nil if it is not there or not of its length
+	said   said   // by the entries
 
 	leafRoom, tileRoom [perTile]hash
 	ends               []int

@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -218,7 +217,7 @@ func (u *uniqueness) judge(size int64, workers int, r *Report) (IndexDigest, err
 		res := <-results[i]
 		<-ahead
 		failed = cmp.Or(failed, res.err)
-		writeTo(h, res.rows)
+		h.Write(res.rows)
 		d.Rows += int64(len(res.rows) / rowSize)
 		r.Slots += res.slots
 		r.IDs += res.ids
@@ -226,8 +225,6 @@ func (u *uniqueness) judge(size int64, workers int, r *Report) (IndexDigest, err
 	h.Sum(d.Sum[:0])
 	return d, failed
 }
-
-func writeTo(h hash.Hash, b []byte) { h.Write(b) } // never fails
 
 const rowSize = 32 + 8
 
