@@ -350,7 +350,7 @@ func TestRules(t *testing.T) {
 			}
 			g := newFake(t, row.leaves...)
 			if !strings.Contains(row.name, "successor") && !strings.Contains(row.name, "nothing wrong") && !strings.Contains(row.name, "dispute of what is to come") {
-				g.add(files(10, 3000)...)
+				g.add(files(10, 300)...)
 			}
 			g.publish()
 			if got := kinds(g.audit(func(c *Config) { c.MaxMemory = 1; c.TempDir = t.TempDir() })); got != row.want {
