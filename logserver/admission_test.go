@@ -132,6 +132,25 @@ func TestTooMuchIsRefused(t *testing.T) {
 				return s.rest("GET", "/v1/entries?registry="+testRegistry+"&ecosystem=pypi&project=p0", "", nil)
 			}
 		}, func(s *served) error { return s.overGRPC(s.bearer, nth(3)) }},
+		{"bulk proofs at once", func(c *Config) { c.MaxReads = 2 }, holdReads, func(s *served) (error, func() (int, http.Header, map[string]any)) {
+			q := &pb.GetProofRequest{By: &pb.GetProofRequest_Index{Index: 0}}
+			_, err := s.client.GetProofs(s.t.Context(), &pb.GetProofsRequest{Queries: []*pb.GetProofRequest{q}})
+			return err, func() (int, http.Header, map[string]any) {
+				return s.rest("POST", "/v1/proofs", "", `{"queries": [{"index": "0"}]}`)
+			}
+		}, func(s *served) error { return s.overGRPC(s.bearer, nth(3)) }},
+		{"streams of entries at once", func(c *Config) { c.MaxReads = 2 }, holdReads, func(s *served) (error, func() (int, http.Header, map[string]any)) {
+			_, err := s.entries(&pb.EntriesRequest{})
+			return err, func() (int, http.Header, map[string]any) { return s.rest("GET", "/v1/entries:stream", "", nil) }
+		}, func(s *served) error { return s.overGRPC(s.bearer, nth(3)) }},
+		{"streams of entries, their half", func(c *Config) { c.MaxReads = 2 }, func(s *served) { s.log.readStreams.Add(1) },
+			func(s *served) (error, func() (int, http.Header, map[string]any)) {
+				_, err := s.entries(&pb.EntriesRequest{})
+				return err, func() (int, http.Header, map[string]any) { return s.rest("GET", "/v1/entries:stream", "", nil) }
+			}, func(s *served) error {
+				_, err := s.client.GetProof(s.t.Context(), &pb.GetProofRequest{By: &pb.GetProofRequest_Index{Index: 0}})
+				return err
+			}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := newRig(t, 1, 1)

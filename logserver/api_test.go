@@ -43,7 +43,12 @@ type served struct {
 
 func (r *rig) serve(change ...func(*Config)) *served {
 	r.t.Helper()
-	l := r.ready(change...)
+	return r.serveOpen(r.ready(change...))
+}
+
+// serveOpen serves a log that is open.
+func (r *rig) serveOpen(l *Log) *served {
+	r.t.Helper()
 	listen := func() net.Listener {
 		lis, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -302,6 +307,21 @@ func TestEveryRefusal(t *testing.T) {
 		{"malformed sha256", "GET", "/v1/proof?sha256=" + strings.Repeat("0", 63), "", nil, 400, "INVALID_ENTRY", "sha256"},
 		{"malformed index", "GET", "/v1/proof?index=-1", "", nil, 400, "INVALID_REQUEST", "index"},
 		{"proof of nothing", "GET", "/v1/proof", "", nil, 400, "INVALID_ENTRY", "by"},
+		{"unknown sha512", "GET", "/v1/proof?sha512=" + strings.Repeat("0", 128), "", nil, 404, "NOT_FOUND", ""},
+		{"malformed sha512", "GET", "/v1/proof?sha512=" + strings.Repeat("0", 64), "", nil, 400, "INVALID_ENTRY", "sha512"},
+		{"upper-case sha512", "GET", "/v1/proof?sha512=" + strings.Repeat("A", 128), "", nil, 400, "INVALID_ENTRY", "sha512"},
+		{"no queries", "POST", "/v1/proofs", "", "{}", 400, "INVALID_ENTRY", "queries"},
+		{"too many queries", "POST", "/v1/proofs", "", `{"queries": [` + strings.Repeat(`{"index": "0"}, `, 256) + `{"index": "0"}]}`, 400, "INVALID_ENTRY", "queries"},
+		{"queries that are none", "POST", "/v1/proofs", "", `{"queries": 7}`, 400, "INVALID_REQUEST", "body"},
+		{"queries without end", "POST", "/v1/proofs", "", strings.Repeat(" ", 1<<20), 413, "INVALID_REQUEST", "body"},
+		{"entries from beyond the log", "GET", "/v1/entries:stream?from=2", "", nil, 400, "OUT_OF_RANGE", ""},
+		{"entries to beyond the log", "GET", "/v1/entries:stream?from=0&to=2", "", nil, 400, "OUT_OF_RANGE", ""},
+		{"entries from nowhere", "GET", "/v1/entries:stream?from=-1", "", nil, 400, "INVALID_REQUEST", "from"},
+		{"deleting entries", "DELETE", "/v1/entries", s.bearer, nil, 405, "", ""},
+		{"getting proofs of nothing", "GET", "/v1/proofs", "", nil, 405, "", ""},
+		{"posting a query for one proof", "POST", "/v1/proof", s.bearer, `{"index": "0"}`, 405, "", ""},
+		{"writing the checkpoint", "PUT", "/checkpoint", s.bearer, "x", 405, "", ""},
+		{"a call in other letters", "GET", "/v1/%65ntries:Stream", "", nil, 404, "", ""},
 		{"lookup without registry", "GET", "/v1/entries", "", nil, 400, "INVALID_ENTRY", "registry"},
 		{"lookup with a bad project", "GET", "/v1/entries?registry=" + testRegistry + "&ecosystem=pypi&project=A%20B", "", nil, 400, "INVALID_ENTRY", "project"},
 		{"lookup page too large", "GET", "/v1/entries?registry=" + testRegistry + "&ecosystem=pypi&project=demo&page_size=5000", "", nil, 400, "INVALID_ENTRY", "page_size"},

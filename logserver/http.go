@@ -1,8 +1,12 @@
 package logserver
 
-// What the log serves over HTTP: the c2sp.org/tlog-tiles files with the right
-// cache headers, the REST face of the API with RFC 9457 problems, its OpenAPI
-// file, and health.
+// What the log serves over HTTP: the static files (static.go), the REST face of
+// the API with RFC 9457 problems, its OpenAPI file, and health.
+//
+// A public log's reads carry Access-Control-Allow-Origin: *, so that a web page
+// can verify a file by itself. Nothing else is open to other origins: no
+// preflight is answered, so no page can submit, or present a token of its
+// visitor's.
 
 import (
 	"bytes"
@@ -11,15 +15,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -34,56 +37,205 @@ import (
 // log's own gRPC service.
 func (l *Log) Handler(rest pb.LogClient) (http.Handler, error) {
 	gw := runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &jsonLines{&runtime.JSONPb{
 			MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}, // index 0 is an index,
 			UnmarshalOptions: protojson.UnmarshalOptions{},
-		}),
+		}}),
 		runtime.WithErrorHandler(problemHandler),
+		runtime.WithStreamErrorHandler(noteStreamError),
 		runtime.WithRoutingErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 			writeProblem(w, problem{Status: code, Title: http.StatusText(code), Detail: "no such call: see /v1/openapi.json"})
 		}),
 		// The gateway hands on Authorization by itself; nothing else is wanted.
 		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithMetadata(l.rest.annotate),
+		// A form is not a call, and a header is not a method.
+		runtime.WithDisablePathLengthFallback(),
 	)
 	if err := pb.RegisterLogHandlerClient(context.Background(), gw, rest); err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /checkpoint", l.serveCheckpoint)
-	mux.HandleFunc("GET /tile/", l.serveTile)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/checkpoint", l.reading(l.serveCheckpoint))
+	mux.HandleFunc("/tile/", l.reading(l.serveTile))
+	mux.HandleFunc("/healthz", getOnly(func(w http.ResponseWriter, _ *http.Request) {
 		plain200(w, "ok\n")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	}))
+	mux.HandleFunc("/readyz", getOnly(func(w http.ResponseWriter, _ *http.Request) {
 		if err := l.Ready(); err != nil {
 			writeProblem(w, problem{Status: http.StatusServiceUnavailable, Title: "not ready", Detail: err.Error(), Reason: "READ_ONLY"})
 			return
 		}
 		plain200(w, "ready\n")
-	})
-	mux.HandleFunc("GET /v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(pb.OpenAPI)
-	})
-	mux.Handle("/v1/", l.restBodies(gw))
+	}))
+	mux.HandleFunc("/v1/openapi.json", getOnly(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		serveContent(w, r, "application/json", cacheAsk, bytesContent(pb.OpenAPI, strongTag(pb.OpenAPI)))
+	}))
+	mux.Handle("/v1/", l.restHandler(gw))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, problem{Status: http.StatusNotFound, Title: "not found", Detail: "a Portbook log serves /checkpoint, /tile/ and /v1/"})
 	})
 	return mux, nil
 }
 
+// getOnly refuses other methods.
+func getOnly(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			methodNotAllowed(w, http.MethodGet, http.MethodHead)
+			return
+		}
+		next(w, r)
+	}
+}
+
+// reading is getOnly for a static file.
+func (l *Log) reading(next http.HandlerFunc) http.HandlerFunc {
+	return getOnly(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		next(w, r)
+	})
+}
+
+func methodNotAllowed(w http.ResponseWriter, allowed ...string) {
+	allow := strings.Join(allowed, ", ")
+	w.Header().Set("Allow", allow)
+	writeProblem(w, problem{Status: http.StatusMethodNotAllowed, Title: "method not allowed", Detail: "this address takes " + allow})
+}
+
+// restMethods are the methods of each REST call. A HEAD of a stream has no
+// length to tell, and is not there.
+var restMethods = map[string][]string{
+	"/v1/entries":        {http.MethodGet, http.MethodHead, http.MethodPost},
+	"/v1/entries:stream": {http.MethodGet, http.MethodPost},
+	"/v1/proof":          {http.MethodGet, http.MethodHead},
+	"/v1/proofs":         {http.MethodPost}, // reads, by many queries at once
+}
+
+// restHandler sorts REST calls by method, and reads from submissions.
+func (l *Log) restHandler(gw http.Handler) http.Handler {
+	submissions := l.restBodies(gw)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		methods, ok := restMethods[r.URL.Path]
+		if !ok {
+			writeProblem(w, problem{Status: http.StatusNotFound, Title: "not found", Detail: "no such call: see /v1/openapi.json"})
+			return
+		}
+		if !slices.Contains(methods, r.Method) {
+			methodNotAllowed(w, methods...)
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, ":stream") {
+			var failed error
+			r = r.WithContext(context.WithValue(r.Context(), streamFailure{}, &failed))
+			w = &streamWriter{ResponseWriter: w, failed: &failed, limit: r.Method == http.MethodGet}
+		}
+		if r.Method == http.MethodPost && r.URL.Path != "/v1/proofs" {
+			submissions.ServeHTTP(w, r)
+			return
+		}
+		h := w.Header()
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Cache-Control", cacheAsk)
+		r, leave := l.rest.enter(r, restCall{presented: presentedBy(r)})
+		defer leave()
+		switch r.Method {
+		case http.MethodPost:
+			l.restBody(gw, w, r)
+		case http.MethodHead:
+			r = r.Clone(r.Context())
+			r.Method, r.Body = http.MethodGet, http.NoBody
+			head := &headWriter{ResponseWriter: w, status: http.StatusOK}
+			gw.ServeHTTP(head, r)
+			head.finish()
+		default:
+			r.Body = http.NoBody
+			gw.ServeHTTP(w, r)
+		}
+	})
+}
+
+// headWriter counts what it does not send.
+type headWriter struct {
+	http.ResponseWriter
+	status, length int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *headWriter) WriteHeader(code int) { w.status = code }
+
+// Write implements http.ResponseWriter.
+func (w *headWriter) Write(b []byte) (int, error) {
+	w.length += len(b)
+	return len(b), nil
+}
+
+func (w *headWriter) finish() {
+	w.Header().Set("Content-Length", strconv.Itoa(w.length))
+	w.ResponseWriter.WriteHeader(w.status)
+}
+
+// jsonLines gives a stream of JSON objects, one a line, its type.
+type jsonLines struct{ *runtime.JSONPb }
+
+// StreamContentType implements runtime.StreamContentType.
+func (*jsonLines) StreamContentType(any) string { return "application/x-ndjson" }
+
+// streamFailure is the context key under which the gateway's stream error
+// handler leaves the error for streamWriter.
+type streamFailure struct{}
+
+func noteStreamError(ctx context.Context, err error) *status.Status {
+	if at, ok := ctx.Value(streamFailure{}).(*error); ok {
+		*at = err
+	}
+	return status.Convert(err)
+}
+
+// slowest is how long a reader may take for one chunk of a stream.
+const slowest = 30 * time.Second
+
+// streamWriter makes a stream that fails before it begins a problem like every
+// other, and lets one that is read go on as long as it is read.
+type streamWriter struct {
+	http.ResponseWriter
+	failed  *error
+	limit   bool // reads: no limit on the whole, one on each chunk
+	refused bool
+}
+
+// Unwrap is for http.ResponseController.
+func (w *streamWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (w *streamWriter) WriteHeader(code int) {
+	if code >= 400 && *w.failed != nil {
+		w.refused = true
+		w.Header().Del("Transfer-Encoding")
+		problemHandler(context.Background(), nil, nil, w.ResponseWriter, nil, *w.failed)
+		return
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Write implements http.ResponseWriter.
+func (w *streamWriter) Write(b []byte) (int, error) {
+	if w.refused {
+		return len(b), nil
+	}
+	if w.limit {
+		if err := http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(slowest)); err != nil {
+			return 0, err
+		}
+	}
+	return w.ResponseWriter.Write(b)
+}
+
 // restBodies admits the body of a REST call: from callers with a credential
 // only, and bounded.
 func (l *Log) restBodies(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
-			r.Body = http.NoBody
-			r, leave := l.rest.enter(r, restCall{presented: presentedBy(r)})
-			defer leave()
-			next.ServeHTTP(w, r)
-			return
-		}
 		shown := presentedBy(r)
 		by, err := l.Tokens.authenticate(r.Context(), shown)
 		if err != nil {
@@ -98,90 +250,31 @@ func (l *Log) restBodies(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCall))
-		var tooLarge *http.MaxBytesError
-		switch {
-		case errors.As(err, &tooLarge):
-			writeProblem(w, problem{Status: http.StatusRequestEntityTooLarge, Title: "body too large", Reason: "INVALID_REQUEST", Field: "body",
-				Detail: fmt.Sprintf("a request has at most %d bytes, and an entry at most %d", maxCall, entry.MaxSize)})
-			return
-		case err != nil:
-			writeProblem(w, problem{Status: http.StatusBadRequest, Title: "body unreadable", Reason: "INVALID_REQUEST", Field: "body", Detail: "the body did not arrive whole"})
-			return
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		next.ServeHTTP(w, r)
+		l.restBody(next, w, r)
 	})
+}
+
+// restBody reads the bounded body of a call.
+func (l *Log) restBody(next http.Handler, w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCall))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		writeProblem(w, problem{Status: http.StatusRequestEntityTooLarge, Title: "body too large", Reason: "INVALID_REQUEST", Field: "body",
+			Detail: fmt.Sprintf("a request has at most %d bytes, and an entry at most %d", maxCall, entry.MaxSize)})
+		return
+	case err != nil:
+		writeProblem(w, problem{Status: http.StatusBadRequest, Title: "body unreadable", Reason: "INVALID_REQUEST", Field: "body", Detail: "the body did not arrive whole"})
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	next.ServeHTTP(w, r)
 }
 
 func plain200(w http.ResponseWriter, s string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Write([]byte(s))
-}
-
-func (l *Log) serveCheckpoint(w http.ResponseWriter, r *http.Request) {
-	p := l.Published()
-	if p.Note == nil {
-		writeProblem(w, problem{Status: http.StatusNotFound, Title: "no checkpoint", Detail: "the log has not published a checkpoint yet"})
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-cache")
-	w.Write(p.Note)
-}
-
-// serveTile serves a tile or entry bundle that some published size has. What is
-// integrated but not published is not served: after a crash it might be written
-// anew, and these answers are cached for ever.
-func (l *Log) serveTile(w http.ResponseWriter, r *http.Request) {
-	t, err := c2sp.ParseTilePath(strings.TrimPrefix(r.URL.Path, "/"))
-	if err != nil || r.URL.RawQuery != "" {
-		writeProblem(w, problem{Status: http.StatusNotFound, Title: "not a tile path", Detail: "want /tile/<L>/<N>[.p/<W>] or /tile/entries/<N>[.p/<W>] (c2sp.org/tlog-tiles)"})
-		return
-	}
-	if !covers(l.Published().Size, t) {
-		writeProblem(w, problem{Status: http.StatusNotFound, Title: "no such tile", Detail: "no published checkpoint needs it"})
-		return
-	}
-	raw, err := readTile(r.Context(), l.src, t)
-	if err == nil {
-		raw, err = cutTile(raw, t)
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		writeProblem(w, problem{Status: http.StatusNotFound, Title: "no such tile", Detail: "it is missing from storage"})
-		return
-	case err != nil:
-		l.cfg.Logger.Error("tile cannot be read", "path", t.Path(), "err", err)
-		writeProblem(w, problem{Status: http.StatusServiceUnavailable, Title: "storage failed", Detail: "the tile cannot be read now", RetryAfter: retryAfter})
-		return
-	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
-	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
-	w.Write(raw)
-}
-
-// covers reports whether a tree of the given size has tile t, at its width.
-func covers(size uint64, t c2sp.Tile) bool {
-	level := max(t.Level, 0)
-	if level*tileHeight >= 64 {
-		return false
-	}
-	have := size >> (level * tileHeight)
-	return t.Index <= have/tileWidth && t.Index*tileWidth+uint64(t.Width) <= have
-}
-
-// cutTile cuts what storage has, which may be wider, to the width of t.
-func cutTile(raw []byte, t c2sp.Tile) ([]byte, error) {
-	if t.Level < 0 {
-		return truncateBundle(raw, t.Width)
-	}
-	if len(raw) < t.Width*32 {
-		return nil, errUnreadable
-	}
-	return raw[:t.Width*32], nil
 }
 
 // problem is an RFC 9457 problem.
@@ -199,6 +292,7 @@ func writeProblem(w http.ResponseWriter, p problem) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Del("Content-Length")
+	w.Header().Del("ETag")
 	if p.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(p.RetryAfter.Seconds())))
 	}

@@ -71,6 +71,7 @@ type Log struct {
 	lock   *fileLock
 	src    tileSource // what readers get
 	tiles  *tileCache // of src
+	static *static    // of src
 	board  *board
 	seq    sequencing // nil if the write side could not be opened
 	lookup *lookup
@@ -95,7 +96,8 @@ type Log struct {
 	metrics *metrics
 
 	admission   admission
-	reads       atomic.Int64 // lookups and proofs under way
+	reads       atomic.Int64 // reading calls under way
+	readStreams atomic.Int64 // of them, streams
 	conflicts   *limits      // of conflict entries, by credential
 	conflictsOf *limits      // of conflict entries, by credential and project
 	rates       *limits      // of submissions, by credential
@@ -176,6 +178,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		witnesses: witnesses,
 		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
+	l.static = newStatic(l.src, false)
 	l.metrics = newMetrics(l)
 	l.successorOf = id.SuccessorOf
 	if err := l.open(ctx, id); err != nil {
@@ -494,16 +497,4 @@ func (l *Log) release() error {
 	}
 	l.lock.release()
 	return err
-}
-
-// read admits a call that needs no credential; the caller must call done.
-func (l *Log) read() (done func(), err error) {
-	if l.reads.Add(1) > int64(l.cfg.MaxReads) {
-		l.reads.Add(-1)
-		return nil, fmt.Errorf("%w: %d lookups are under way", ErrOverloaded, l.cfg.MaxReads)
-	}
-	if l.testReading != nil {
-		l.testReading()
-	}
-	return func() { l.reads.Add(-1) }, nil
 }

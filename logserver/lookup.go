@@ -21,7 +21,7 @@ import (
 	"github.com/portbook/portbook/entry"
 )
 
-const lookupVersion = 1
+const lookupVersion = 2
 
 const lookupSchema = `
 CREATE TABLE lookup (key INTEGER, idx INTEGER, PRIMARY KEY (key, idx)) WITHOUT ROWID;
@@ -62,11 +62,16 @@ func keyOf(what string, parts ...string) int64 {
 	return int64(binary.BigEndian.Uint64(h.Sum(nil)))
 }
 
+// keysOf is what a leaf can be found by: one that this server cannot read, by
+// its hash alone.
 func keysOf(leaf []byte, e *entry.Entry) []int64 {
 	hash := entry.LeafHash(leaf)
 	keys := []int64{keyOf("leaf", string(hash[:]))}
 	if e.SHA256 != "" {
 		keys = append(keys, keyOf("sha256", e.SHA256))
+	}
+	if e.SHA512 != "" {
+		keys = append(keys, keyOf("sha512", e.SHA512))
 	}
 	if e.Project != "" {
 		keys = append(keys, keyOf("project", e.Registry, e.Ecosystem, e.Project))
@@ -117,10 +122,12 @@ func (l *lookup) index(ctx context.Context, from, to int64) error {
 	rows := make([]row, 0, 4*(to-from))
 	t := l.tree(to)
 	t.ctx = ctx
+	unreadable := 0
 	err := t.each(from, func(index int64, leaf []byte) error {
 		e, err := entry.Parse(leaf)
-		if err != nil {
-			return fmt.Errorf("entry %d: %w", index, err)
+		if err != nil { // of a newer server, say; a log does not end at one
+			unreadable++
+			e = &entry.Entry{}
 		}
 		for _, k := range keysOf(leaf, e) {
 			rows = append(rows, row{k, index})
@@ -129,6 +136,9 @@ func (l *lookup) index(ctx context.Context, from, to int64) error {
 	})
 	if err != nil {
 		return err
+	}
+	if unreadable > 0 {
+		l.logger.Warn("entries of an unknown version: they are found by index and leaf hash alone", "count", unreadable, "from", from, "to", to)
 	}
 	slices.SortFunc(rows, func(a, b row) int { // in the order of the B-tree
 		if a.key < b.key {
@@ -158,21 +168,19 @@ func (l *lookup) index(ctx context.Context, from, to int64) error {
 type found struct {
 	index uint64
 	leaf  []byte
-	entry *entry.Entry
+	entry *entry.Entry // empty if this server cannot read the leaf
 }
 
 // find returns up to n published entries from index from on that have the key
-// and that match says yes to, oldest first. It covers the log of the given
-// size, and waits for the index to get there. more says where to go on, 0 if
+// and that match says yes to, oldest first. It covers t, and waits for the index to get there. more says where to go on, 0 if
 // there is nothing further.
-func (l *lookup) find(ctx context.Context, key int64, from, size uint64, n int, match func(*found) bool) (hits []found, more uint64, err error) {
+func (l *lookup) find(t tree, key int64, from uint64, n int, match func(*found) bool) (hits []found, more uint64, err error) {
+	ctx, size := t.ctx, uint64(t.size)
 	if size > 0 {
 		if _, err := l.covered.wait(ctx, size-1, nil); err != nil {
 			return nil, 0, fmt.Errorf("%w: the lookup index has not caught up with the log yet: try again", ErrNotPublished)
 		}
 	}
-	t := l.tree(int64(size))
-	t.ctx = ctx
 	for from < size {
 		const page = 256
 		indexes, err := l.page(ctx, key, from, size, page)
@@ -186,7 +194,7 @@ func (l *lookup) find(ctx context.Context, key int64, from, size uint64, n int, 
 			}
 			e, err := entry.Parse(leaves[0])
 			if err != nil {
-				return nil, 0, fmt.Errorf("%w: entry %d: %w", ErrStorage, i, err)
+				e = &entry.Entry{} // it matches no name and no digest
 			}
 			f := found{uint64(i), leaves[0], e}
 			if !match(&f) {

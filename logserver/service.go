@@ -4,9 +4,7 @@ package logserver
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -32,13 +30,10 @@ type service struct {
 }
 
 const (
-	maxMessage  = 256 << 10 // of one message: a stream's has up to 256 entries
-	maxCall     = 64 << 10  // of one REST call with one entry, which is at most 4 KiB
-	maxStream   = 16 << 20  // of one REST stream
-	maxPage     = 1000
-	defaultPage = 100
-	maxProofs   = 100
-	retryAfter  = 2 * time.Second
+	maxMessage = 256 << 10 // of one message: a stream's has up to 256 entries
+	maxCall    = 64 << 10  // of one REST call with one entry, which is at most 4 KiB
+	maxStream  = 16 << 20  // of one REST stream
+	retryAfter = 2 * time.Second
 )
 
 // GRPC returns the log's gRPC server.
@@ -95,130 +90,6 @@ func (s *service) Submit(ctx context.Context, req *pb.SubmitRequest) (*pb.Submit
 	return res, nil
 }
 
-// GetProof implements pb.LogServer.
-func (s *service) GetProof(ctx context.Context, req *pb.GetProofRequest) (*pb.GetProofResponse, error) {
-	done, err := s.log.read()
-	if err != nil {
-		return nil, s.fail(err)
-	}
-	defer done()
-	ctx, cancel := context.WithTimeout(ctx, s.log.cfg.MaxWait)
-	defer cancel()
-	p := s.log.Published()
-	var hits []found
-	var want string
-	switch by := req.By.(type) {
-	case *pb.GetProofRequest_Index:
-		want = fmt.Sprintf("entry %d", by.Index)
-		if by.Index < p.Size {
-			hits = []found{{index: by.Index}}
-		}
-	case *pb.GetProofRequest_LeafHash:
-		raw, herr := hex.DecodeString(by.LeafHash)
-		if herr != nil || len(raw) != 32 || hex.EncodeToString(raw) != by.LeafHash {
-			return nil, s.fail(&entry.FieldError{Field: "leaf_hash", Reason: "want 64 lower-case hex digits"})
-		}
-		want = "leaf hash " + by.LeafHash
-		hits, _, err = s.log.lookup.find(ctx, keyOf("leaf", string(raw)), 0, p.Size, 1, func(f *found) bool {
-			return entry.LeafHash(f.leaf) == [32]byte(raw)
-		})
-	case *pb.GetProofRequest_Sha256:
-		if raw, herr := hex.DecodeString(by.Sha256); herr != nil || len(raw) != 32 || hex.EncodeToString(raw) != by.Sha256 {
-			return nil, s.fail(&entry.FieldError{Field: "sha256", Reason: "want 64 lower-case hex digits"})
-		}
-		want = "file with sha256 " + by.Sha256
-		hits, _, err = s.log.lookup.find(ctx, keyOf("sha256", by.Sha256), 0, p.Size, maxProofs, func(f *found) bool {
-			return f.entry.SHA256 == by.Sha256 && f.entry.Kind == entry.KindUpload
-		})
-	default:
-		return nil, s.fail(&entry.FieldError{Field: "by", Reason: "name an index, a leaf_hash or a sha256"})
-	}
-	if err != nil {
-		return nil, s.fail(err)
-	}
-	if len(hits) == 0 {
-		return nil, s.fail(&notFoundError{want + " is not in the published log"})
-	}
-	res := &pb.GetProofResponse{}
-	for _, h := range hits {
-		proof, err := s.log.prove(ctx, p, h.index, h.leaf)
-		if err != nil {
-			return nil, s.fail(err)
-		}
-		res.Proofs = append(res.Proofs, &pb.LoggedEntry{Index: h.index, Leaf: proof.Extra, Proof: proof.Bytes()})
-	}
-	return res, nil
-}
-
-// Lookup implements pb.LogServer.
-func (s *service) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.LookupResponse, error) {
-	done, err := s.log.read()
-	if err != nil {
-		return nil, s.fail(err)
-	}
-	defer done()
-	ctx, cancel := context.WithTimeout(ctx, s.log.cfg.MaxWait)
-	defer cancel()
-	if err := checkLookup(req); err != nil {
-		return nil, s.fail(err)
-	}
-	n := int(req.PageSize)
-	if n == 0 {
-		n = defaultPage
-	}
-	var from uint64
-	if req.PageToken != "" {
-		if from, err = strconv.ParseUint(req.PageToken, 10, 63); err != nil {
-			return nil, s.fail(&entry.FieldError{Field: "page_token", Reason: "want the next_page_token of the page before"})
-		}
-	}
-	key := keyOf("project", req.Registry, req.Ecosystem, req.Project)
-	if req.File != "" {
-		key = keyOf("file", req.Registry, req.Ecosystem, req.Project, req.File)
-	}
-	hits, more, err := s.log.lookup.find(ctx, key, from, s.log.Published().Size, n, func(f *found) bool {
-		return f.entry.Registry == req.Registry && f.entry.Ecosystem == req.Ecosystem && f.entry.Project == req.Project &&
-			(req.File == "" || f.entry.File == req.File)
-	})
-	if err != nil {
-		return nil, s.fail(err)
-	}
-	res := &pb.LookupResponse{}
-	for _, h := range hits {
-		res.Entries = append(res.Entries, &pb.LoggedEntry{Index: h.index, Leaf: h.leaf})
-	}
-	if more != 0 {
-		res.NextPageToken = strconv.FormatUint(more, 10)
-	}
-	return res, nil
-}
-
-func checkLookup(req *pb.LookupRequest) error {
-	if err := entry.CheckRegistry(req.Registry); err != nil {
-		return inField("registry", err)
-	}
-	if err := entry.CheckProject(req.Ecosystem, req.Project); err != nil {
-		return inField("project", err)
-	}
-	if req.File != "" {
-		if err := entry.CheckFile(req.Ecosystem, req.File); err != nil {
-			return inField("file", err)
-		}
-	}
-	if req.PageSize < 0 || req.PageSize > maxPage {
-		return &entry.FieldError{Field: "page_size", Reason: fmt.Sprintf("want 0 to %d", maxPage)}
-	}
-	return nil
-}
-
-func inField(field string, err error) error {
-	var f *entry.FieldError
-	if errors.As(err, &f) {
-		return f
-	}
-	return &entry.FieldError{Field: field, Reason: err.Error()}
-}
-
 // notFoundError says that the published log has no such entry.
 type notFoundError struct{ what string }
 
@@ -244,6 +115,7 @@ func (s *service) status(err error) error {
 		conflict *ConflictError
 		needs    *PreconditionError
 		missing  *notFoundError
+		beyond   *outOfRangeError
 		frozen   *FrozenError
 	)
 	info := func(code codes.Code, reason string, meta map[string]string, more ...protoadapt.MessageV1) error {
@@ -272,6 +144,10 @@ func (s *service) status(err error) error {
 		return info(codes.AlreadyExists, "DIGEST_CONFLICT", map[string]string{"first_index": strconv.FormatUint(conflict.FirstIndex, 10)})
 	case errors.As(err, &missing):
 		return info(codes.NotFound, "NOT_FOUND", nil)
+	case errors.As(err, &beyond):
+		return info(codes.OutOfRange, "OUT_OF_RANGE", map[string]string{"size": strconv.FormatUint(beyond.size, 10)})
+	case errors.Is(err, errSlowReader):
+		return info(codes.Aborted, "OVERLOADED", nil, retry)
 	case errors.Is(err, errNoCredential):
 		return info(codes.Unauthenticated, "UNAUTHENTICATED", nil)
 	case errors.Is(err, errCannotCheck):

@@ -413,6 +413,11 @@ func (t *ticket) one(ctx context.Context, w Wait) (*Ack, error) {
 func (l *Log) prove(ctx context.Context, p Published, index uint64, leaf []byte) (*c2sp.Proof, error) {
 	t := l.tree(int64(p.Size))
 	t.ctx = ctx
+	return l.proveIn(t, p, index, leaf)
+}
+
+// proveIn is prove in t, which is the tree of p.
+func (l *Log) proveIn(t tree, p Published, index uint64, leaf []byte) (*c2sp.Proof, error) {
 	if leaf == nil {
 		leaves, err := t.leaves(int64(index), 1)
 		if err != nil {

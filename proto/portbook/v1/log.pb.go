@@ -817,6 +817,7 @@ type GetProofRequest struct {
 	//	*GetProofRequest_Index
 	//	*GetProofRequest_LeafHash
 	//	*GetProofRequest_Sha256
+	//	*GetProofRequest_Sha512
 	By            isGetProofRequest_By `protobuf_oneof:"by"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -886,6 +887,15 @@ func (x *GetProofRequest) GetSha256() string {
 	return ""
 }
 
+func (x *GetProofRequest) GetSha512() string {
+	if x != nil {
+		if x, ok := x.By.(*GetProofRequest_Sha512); ok {
+			return x.Sha512
+		}
+	}
+	return ""
+}
+
 type isGetProofRequest_By interface {
 	isGetProofRequest_By()
 }
@@ -902,16 +912,22 @@ type GetProofRequest_Sha256 struct {
 	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3,oneof"` // hex, of the file
 }
 
+type GetProofRequest_Sha512 struct {
+	Sha512 string `protobuf:"bytes,4,opt,name=sha512,proto3,oneof"` // hex, of the file
+}
+
 func (*GetProofRequest_Index) isGetProofRequest_By() {}
 
 func (*GetProofRequest_LeafHash) isGetProofRequest_By() {}
 
 func (*GetProofRequest_Sha256) isGetProofRequest_By() {}
 
+func (*GetProofRequest_Sha512) isGetProofRequest_By() {}
+
 type GetProofResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One, or by sha256 one for each entry about a file with these bytes, oldest
-	// first, at most 100.
+	// One, or by sha256 or sha512 one for each upload entry of a file with these
+	// bytes, oldest first, at most 100.
 	Proofs        []*LoggedEntry `protobuf:"bytes,1,rep,name=proofs,proto3" json:"proofs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -954,18 +970,276 @@ func (x *GetProofResponse) GetProofs() []*LoggedEntry {
 	return nil
 }
 
+type GetProofsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queries       []*GetProofRequest     `protobuf:"bytes,1,rep,name=queries,proto3" json:"queries,omitempty"` // 1 to 256
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProofsRequest) Reset() {
+	*x = GetProofsRequest{}
+	mi := &file_portbook_v1_log_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProofsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProofsRequest) ProtoMessage() {}
+
+func (x *GetProofsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProofsRequest.ProtoReflect.Descriptor instead.
+func (*GetProofsRequest) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetProofsRequest) GetQueries() []*GetProofRequest {
+	if x != nil {
+		return x.Queries
+	}
+	return nil
+}
+
+type GetProofsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*ProofAnswer         `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"` // one a query, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProofsResponse) Reset() {
+	*x = GetProofsResponse{}
+	mi := &file_portbook_v1_log_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProofsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProofsResponse) ProtoMessage() {}
+
+func (x *GetProofsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProofsResponse.ProtoReflect.Descriptor instead.
+func (*GetProofsResponse) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetProofsResponse) GetAnswers() []*ProofAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+type ProofAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proofs        []*LoggedEntry         `protobuf:"bytes,1,rep,name=proofs,proto3" json:"proofs,omitempty"` // as in GetProofResponse; none with an error
+	Error         *StreamError           `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`   // what GetProof would have failed with
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProofAnswer) Reset() {
+	*x = ProofAnswer{}
+	mi := &file_portbook_v1_log_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProofAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProofAnswer) ProtoMessage() {}
+
+func (x *ProofAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProofAnswer.ProtoReflect.Descriptor instead.
+func (*ProofAnswer) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ProofAnswer) GetProofs() []*LoggedEntry {
+	if x != nil {
+		return x.Proofs
+	}
+	return nil
+}
+
+func (x *ProofAnswer) GetError() *StreamError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+type EntriesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Exclusive, at most from + 65536 and the published size; 0 means as many as
+	// there are up to that.
+	To            uint64 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	Proofs        bool   `protobuf:"varint,3,opt,name=proofs,proto3" json:"proofs,omitempty"` // each entry with its proof
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntriesRequest) Reset() {
+	*x = EntriesRequest{}
+	mi := &file_portbook_v1_log_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntriesRequest) ProtoMessage() {}
+
+func (x *EntriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntriesRequest.ProtoReflect.Descriptor instead.
+func (*EntriesRequest) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EntriesRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *EntriesRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *EntriesRequest) GetProofs() bool {
+	if x != nil {
+		return x.Proofs
+	}
+	return false
+}
+
+// EntriesResponse is a chunk of a stream: at most 256 entries, with proofs at
+// most 16.
+type EntriesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*LoggedEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// In the first chunk: the checkpoint that covers all of the stream, and that
+	// the proofs are against.
+	Checkpoint    []byte `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntriesResponse) Reset() {
+	*x = EntriesResponse{}
+	mi := &file_portbook_v1_log_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntriesResponse) ProtoMessage() {}
+
+func (x *EntriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portbook_v1_log_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntriesResponse.ProtoReflect.Descriptor instead.
+func (*EntriesResponse) Descriptor() ([]byte, []int) {
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EntriesResponse) GetEntries() []*LoggedEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *EntriesResponse) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
 type LoggedEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Leaf          []byte                 `protobuf:"bytes,2,opt,name=leaf,proto3" json:"leaf,omitempty"`
-	Proof         []byte                 `protobuf:"bytes,3,opt,name=proof,proto3" json:"proof,omitempty"` // empty in Lookup's answers
+	Proof         []byte                 `protobuf:"bytes,3,opt,name=proof,proto3" json:"proof,omitempty"` // empty in Lookup's answers, and in Entries' unless asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LoggedEntry) Reset() {
 	*x = LoggedEntry{}
-	mi := &file_portbook_v1_log_proto_msgTypes[10]
+	mi := &file_portbook_v1_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1251,7 @@ func (x *LoggedEntry) String() string {
 func (*LoggedEntry) ProtoMessage() {}
 
 func (x *LoggedEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[10]
+	mi := &file_portbook_v1_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1264,7 @@ func (x *LoggedEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoggedEntry.ProtoReflect.Descriptor instead.
 func (*LoggedEntry) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LoggedEntry) GetIndex() uint64 {
@@ -1028,7 +1302,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_portbook_v1_log_proto_msgTypes[11]
+	mi := &file_portbook_v1_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1314,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[11]
+	mi := &file_portbook_v1_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1327,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{11}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LookupRequest) GetRegistry() string {
@@ -1108,7 +1382,7 @@ type LookupResponse struct {
 
 func (x *LookupResponse) Reset() {
 	*x = LookupResponse{}
-	mi := &file_portbook_v1_log_proto_msgTypes[12]
+	mi := &file_portbook_v1_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1394,7 @@ func (x *LookupResponse) String() string {
 func (*LookupResponse) ProtoMessage() {}
 
 func (x *LookupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portbook_v1_log_proto_msgTypes[12]
+	mi := &file_portbook_v1_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1407,7 @@ func (x *LookupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupResponse.ProtoReflect.Descriptor instead.
 func (*LookupResponse) Descriptor() ([]byte, []int) {
-	return file_portbook_v1_log_proto_rawDescGZIP(), []int{12}
+	return file_portbook_v1_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LookupResponse) GetEntries() []*LoggedEntry {
@@ -1226,14 +1500,31 @@ const file_portbook_v1_log_proto_rawDesc = "" +
 	"\x05field\x18\x04 \x01(\tR\x05field\x12$\n" +
 	"\vfirst_index\x18\x05 \x01(\x04H\x00R\n" +
 	"firstIndex\x88\x01\x01B\x0e\n" +
-	"\f_first_index\"h\n" +
+	"\f_first_index\"\x82\x01\n" +
 	"\x0fGetProofRequest\x12\x16\n" +
 	"\x05index\x18\x01 \x01(\x04H\x00R\x05index\x12\x1d\n" +
 	"\tleaf_hash\x18\x02 \x01(\tH\x00R\bleafHash\x12\x18\n" +
-	"\x06sha256\x18\x03 \x01(\tH\x00R\x06sha256B\x04\n" +
+	"\x06sha256\x18\x03 \x01(\tH\x00R\x06sha256\x12\x18\n" +
+	"\x06sha512\x18\x04 \x01(\tH\x00R\x06sha512B\x04\n" +
 	"\x02by\"D\n" +
 	"\x10GetProofResponse\x120\n" +
-	"\x06proofs\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\x06proofs\"M\n" +
+	"\x06proofs\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\x06proofs\"J\n" +
+	"\x10GetProofsRequest\x126\n" +
+	"\aqueries\x18\x01 \x03(\v2\x1c.portbook.v1.GetProofRequestR\aqueries\"G\n" +
+	"\x11GetProofsResponse\x122\n" +
+	"\aanswers\x18\x01 \x03(\v2\x18.portbook.v1.ProofAnswerR\aanswers\"o\n" +
+	"\vProofAnswer\x120\n" +
+	"\x06proofs\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\x06proofs\x12.\n" +
+	"\x05error\x18\x02 \x01(\v2\x18.portbook.v1.StreamErrorR\x05error\"L\n" +
+	"\x0eEntriesRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\x12\x16\n" +
+	"\x06proofs\x18\x03 \x01(\bR\x06proofs\"e\n" +
+	"\x0fEntriesResponse\x122\n" +
+	"\aentries\x18\x01 \x03(\v2\x18.portbook.v1.LoggedEntryR\aentries\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\fR\n" +
+	"checkpoint\"M\n" +
 	"\vLoggedEntry\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04leaf\x18\x02 \x01(\fR\x04leaf\x12\x14\n" +
@@ -1251,11 +1542,13 @@ const file_portbook_v1_log_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*#\n" +
 	"\x04Wait\x12\f\n" +
 	"\bCOSIGNED\x10\x00\x12\r\n" +
-	"\tSEQUENCED\x10\x012\xad\x02\n" +
+	"\tSEQUENCED\x10\x012\xc1\x03\n" +
 	"\x03Log\x12A\n" +
 	"\x06Submit\x12\x1a.portbook.v1.SubmitRequest\x1a\x1b.portbook.v1.SubmitResponse\x12W\n" +
 	"\fSubmitStream\x12 .portbook.v1.SubmitStreamRequest\x1a!.portbook.v1.SubmitStreamResponse(\x010\x01\x12G\n" +
-	"\bGetProof\x12\x1c.portbook.v1.GetProofRequest\x1a\x1d.portbook.v1.GetProofResponse\x12A\n" +
+	"\bGetProof\x12\x1c.portbook.v1.GetProofRequest\x1a\x1d.portbook.v1.GetProofResponse\x12J\n" +
+	"\tGetProofs\x12\x1d.portbook.v1.GetProofsRequest\x1a\x1e.portbook.v1.GetProofsResponse\x12F\n" +
+	"\aEntries\x12\x1b.portbook.v1.EntriesRequest\x1a\x1c.portbook.v1.EntriesResponse0\x01\x12A\n" +
 	"\x06Lookup\x12\x1a.portbook.v1.LookupRequest\x1a\x1b.portbook.v1.LookupResponseB;Z9github.com/portbook/portbook/proto/portbook/v1;portbookv1b\x06proto3"
 
 var (
@@ -1271,7 +1564,7 @@ func file_portbook_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_portbook_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portbook_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_portbook_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_portbook_v1_log_proto_goTypes = []any{
 	(Wait)(0),                    // 0: portbook.v1.Wait
 	(*Entry)(nil),                // 1: portbook.v1.Entry
@@ -1284,9 +1577,14 @@ var file_portbook_v1_log_proto_goTypes = []any{
 	(*StreamError)(nil),          // 8: portbook.v1.StreamError
 	(*GetProofRequest)(nil),      // 9: portbook.v1.GetProofRequest
 	(*GetProofResponse)(nil),     // 10: portbook.v1.GetProofResponse
-	(*LoggedEntry)(nil),          // 11: portbook.v1.LoggedEntry
-	(*LookupRequest)(nil),        // 12: portbook.v1.LookupRequest
-	(*LookupResponse)(nil),       // 13: portbook.v1.LookupResponse
+	(*GetProofsRequest)(nil),     // 11: portbook.v1.GetProofsRequest
+	(*GetProofsResponse)(nil),    // 12: portbook.v1.GetProofsResponse
+	(*ProofAnswer)(nil),          // 13: portbook.v1.ProofAnswer
+	(*EntriesRequest)(nil),       // 14: portbook.v1.EntriesRequest
+	(*EntriesResponse)(nil),      // 15: portbook.v1.EntriesResponse
+	(*LoggedEntry)(nil),          // 16: portbook.v1.LoggedEntry
+	(*LookupRequest)(nil),        // 17: portbook.v1.LookupRequest
+	(*LookupResponse)(nil),       // 18: portbook.v1.LookupResponse
 }
 var file_portbook_v1_log_proto_depIdxs = []int32{
 	2,  // 0: portbook.v1.Entry.publisher:type_name -> portbook.v1.Publisher
@@ -1296,21 +1594,30 @@ var file_portbook_v1_log_proto_depIdxs = []int32{
 	0,  // 4: portbook.v1.SubmitStreamRequest.wait:type_name -> portbook.v1.Wait
 	7,  // 5: portbook.v1.SubmitStreamResponse.results:type_name -> portbook.v1.StreamResult
 	8,  // 6: portbook.v1.StreamResult.error:type_name -> portbook.v1.StreamError
-	11, // 7: portbook.v1.GetProofResponse.proofs:type_name -> portbook.v1.LoggedEntry
-	11, // 8: portbook.v1.LookupResponse.entries:type_name -> portbook.v1.LoggedEntry
-	3,  // 9: portbook.v1.Log.Submit:input_type -> portbook.v1.SubmitRequest
-	5,  // 10: portbook.v1.Log.SubmitStream:input_type -> portbook.v1.SubmitStreamRequest
-	9,  // 11: portbook.v1.Log.GetProof:input_type -> portbook.v1.GetProofRequest
-	12, // 12: portbook.v1.Log.Lookup:input_type -> portbook.v1.LookupRequest
-	4,  // 13: portbook.v1.Log.Submit:output_type -> portbook.v1.SubmitResponse
-	6,  // 14: portbook.v1.Log.SubmitStream:output_type -> portbook.v1.SubmitStreamResponse
-	10, // 15: portbook.v1.Log.GetProof:output_type -> portbook.v1.GetProofResponse
-	13, // 16: portbook.v1.Log.Lookup:output_type -> portbook.v1.LookupResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	16, // 7: portbook.v1.GetProofResponse.proofs:type_name -> portbook.v1.LoggedEntry
+	9,  // 8: portbook.v1.GetProofsRequest.queries:type_name -> portbook.v1.GetProofRequest
+	13, // 9: portbook.v1.GetProofsResponse.answers:type_name -> portbook.v1.ProofAnswer
+	16, // 10: portbook.v1.ProofAnswer.proofs:type_name -> portbook.v1.LoggedEntry
+	8,  // 11: portbook.v1.ProofAnswer.error:type_name -> portbook.v1.StreamError
+	16, // 12: portbook.v1.EntriesResponse.entries:type_name -> portbook.v1.LoggedEntry
+	16, // 13: portbook.v1.LookupResponse.entries:type_name -> portbook.v1.LoggedEntry
+	3,  // 14: portbook.v1.Log.Submit:input_type -> portbook.v1.SubmitRequest
+	5,  // 15: portbook.v1.Log.SubmitStream:input_type -> portbook.v1.SubmitStreamRequest
+	9,  // 16: portbook.v1.Log.GetProof:input_type -> portbook.v1.GetProofRequest
+	11, // 17: portbook.v1.Log.GetProofs:input_type -> portbook.v1.GetProofsRequest
+	14, // 18: portbook.v1.Log.Entries:input_type -> portbook.v1.EntriesRequest
+	17, // 19: portbook.v1.Log.Lookup:input_type -> portbook.v1.LookupRequest
+	4,  // 20: portbook.v1.Log.Submit:output_type -> portbook.v1.SubmitResponse
+	6,  // 21: portbook.v1.Log.SubmitStream:output_type -> portbook.v1.SubmitStreamResponse
+	10, // 22: portbook.v1.Log.GetProof:output_type -> portbook.v1.GetProofResponse
+	12, // 23: portbook.v1.Log.GetProofs:output_type -> portbook.v1.GetProofsResponse
+	15, // 24: portbook.v1.Log.Entries:output_type -> portbook.v1.EntriesResponse
+	18, // 25: portbook.v1.Log.Lookup:output_type -> portbook.v1.LookupResponse
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_portbook_v1_log_proto_init() }
@@ -1325,6 +1632,7 @@ func file_portbook_v1_log_proto_init() {
 		(*GetProofRequest_Index)(nil),
 		(*GetProofRequest_LeafHash)(nil),
 		(*GetProofRequest_Sha256)(nil),
+		(*GetProofRequest_Sha512)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1332,7 +1640,7 @@ func file_portbook_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portbook_v1_log_proto_rawDesc), len(file_portbook_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,8 @@ const (
 	Log_Submit_FullMethodName       = "/portbook.v1.Log/Submit"
 	Log_SubmitStream_FullMethodName = "/portbook.v1.Log/SubmitStream"
 	Log_GetProof_FullMethodName     = "/portbook.v1.Log/GetProof"
+	Log_GetProofs_FullMethodName    = "/portbook.v1.Log/GetProofs"
+	Log_Entries_FullMethodName      = "/portbook.v1.Log/Entries"
 	Log_Lookup_FullMethodName       = "/portbook.v1.Log/Lookup"
 )
 
@@ -38,9 +40,11 @@ const (
 //
 // Errors carry a google.rpc.ErrorInfo with domain "portbook" whose reason is one
 // of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
-// UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, and, worth
-// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE. Those come with a
-// google.rpc.RetryInfo.
+// UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, OUT_OF_RANGE
+// (metadata: size), and, worth trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY,
+// STORAGE. Those come with a google.rpc.RetryInfo.
+//
+// Reading needs no credential, unless the log is private: then a read token.
 type LogClient interface {
 	// Submit logs one entry and waits until a checkpoint that covers it is
 	// published with the cosignatures of the log's quorum, or as Wait says.
@@ -64,6 +68,14 @@ type LogClient interface {
 	SubmitStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitStreamRequest, SubmitStreamResponse], error)
 	// GetProof proves an entry against the newest published checkpoint.
 	GetProof(ctx context.Context, in *GetProofRequest, opts ...grpc.CallOption) (*GetProofResponse, error)
+	// GetProofs answers many GetProof queries, all against one checkpoint. Each is
+	// answered with its proofs or its own error, in the order of the queries. What
+	// no longer fits into an answer of 3 MiB is answered OVERLOADED: ask for it
+	// again, with what follows.
+	GetProofs(ctx context.Context, in *GetProofsRequest, opts ...grpc.CallOption) (*GetProofsResponse, error)
+	// Entries streams published entries in order, as the log has them: also those
+	// this server cannot read. Without proofs it proves nothing; the tiles do.
+	Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EntriesResponse], error)
 	// Lookup lists published entries of a project, oldest first. What it answers
 	// is no proof: each entry's proof is a GetProof away.
 	Lookup(ctx context.Context, in *LookupRequest, opts ...grpc.CallOption) (*LookupResponse, error)
@@ -110,6 +122,35 @@ func (c *logClient) GetProof(ctx context.Context, in *GetProofRequest, opts ...g
 	return out, nil
 }
 
+func (c *logClient) GetProofs(ctx context.Context, in *GetProofsRequest, opts ...grpc.CallOption) (*GetProofsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetProofsResponse)
+	err := c.cc.Invoke(ctx, Log_GetProofs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *logClient) Entries(ctx context.Context, in *EntriesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EntriesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Log_ServiceDesc.Streams[1], Log_Entries_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EntriesRequest, EntriesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Log_EntriesClient = grpc.ServerStreamingClient[EntriesResponse]
+
 func (c *logClient) Lookup(ctx context.Context, in *LookupRequest, opts ...grpc.CallOption) (*LookupResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LookupResponse)
@@ -128,9 +169,11 @@ func (c *logClient) Lookup(ctx context.Context, in *LookupRequest, opts ...grpc.
 //
 // Errors carry a google.rpc.ErrorInfo with domain "portbook" whose reason is one
 // of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
-// UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, and, worth
-// trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY, STORAGE. Those come with a
-// google.rpc.RetryInfo.
+// UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, OUT_OF_RANGE
+// (metadata: size), and, worth trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY,
+// STORAGE. Those come with a google.rpc.RetryInfo.
+//
+// Reading needs no credential, unless the log is private: then a read token.
 type LogServer interface {
 	// Submit logs one entry and waits until a checkpoint that covers it is
 	// published with the cosignatures of the log's quorum, or as Wait says.
@@ -154,6 +197,14 @@ type LogServer interface {
 	SubmitStream(grpc.BidiStreamingServer[SubmitStreamRequest, SubmitStreamResponse]) error
 	// GetProof proves an entry against the newest published checkpoint.
 	GetProof(context.Context, *GetProofRequest) (*GetProofResponse, error)
+	// GetProofs answers many GetProof queries, all against one checkpoint. Each is
+	// answered with its proofs or its own error, in the order of the queries. What
+	// no longer fits into an answer of 3 MiB is answered OVERLOADED: ask for it
+	// again, with what follows.
+	GetProofs(context.Context, *GetProofsRequest) (*GetProofsResponse, error)
+	// Entries streams published entries in order, as the log has them: also those
+	// this server cannot read. Without proofs it proves nothing; the tiles do.
+	Entries(*EntriesRequest, grpc.ServerStreamingServer[EntriesResponse]) error
 	// Lookup lists published entries of a project, oldest first. What it answers
 	// is no proof: each entry's proof is a GetProof away.
 	Lookup(context.Context, *LookupRequest) (*LookupResponse, error)
@@ -175,6 +226,12 @@ func (UnimplementedLogServer) SubmitStream(grpc.BidiStreamingServer[SubmitStream
 }
 func (UnimplementedLogServer) GetProof(context.Context, *GetProofRequest) (*GetProofResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetProof not implemented")
+}
+func (UnimplementedLogServer) GetProofs(context.Context, *GetProofsRequest) (*GetProofsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetProofs not implemented")
+}
+func (UnimplementedLogServer) Entries(*EntriesRequest, grpc.ServerStreamingServer[EntriesResponse]) error {
+	return status.Error(codes.Unimplemented, "method Entries not implemented")
 }
 func (UnimplementedLogServer) Lookup(context.Context, *LookupRequest) (*LookupResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Lookup not implemented")
@@ -243,6 +300,35 @@ func _Log_GetProof_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Log_GetProofs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetProofsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LogServer).GetProofs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Log_GetProofs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LogServer).GetProofs(ctx, req.(*GetProofsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Log_Entries_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EntriesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LogServer).Entries(m, &grpc.GenericServerStream[EntriesRequest, EntriesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Log_EntriesServer = grpc.ServerStreamingServer[EntriesResponse]
+
 func _Log_Lookup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LookupRequest)
 	if err := dec(in); err != nil {
@@ -277,6 +363,10 @@ var Log_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Log_GetProof_Handler,
 		},
 		{
+			MethodName: "GetProofs",
+			Handler:    _Log_GetProofs_Handler,
+		},
+		{
 			MethodName: "Lookup",
 			Handler:    _Log_Lookup_Handler,
 		},
@@ -287,6 +377,11 @@ var Log_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Log_SubmitStream_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Entries",
+			Handler:       _Log_Entries_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "portbook/v1/log.proto",
