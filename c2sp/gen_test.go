@@ -64,7 +64,7 @@ func cosign(s *Signer, c Checkpoint, t int64) Signature {
 		return must(s.Cosign(c, time.Unix(t, 0)))
 	}
 	sig := binary.BigEndian.AppendUint64(nil, uint64(t))
-	msg := must(subtreeV1(s.key.name, uint64(t), c))
+	msg := must(subtreeV1(s.key.name, uint64(t), c.Origin, Subtree{End: c.Size, Hash: c.Root}))
 	return s.signature(append(sig, must(s.mldsa.SignDeterministic(msg, &mldsa.Options{}))...))
 }
 

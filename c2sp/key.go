@@ -227,7 +227,7 @@ func (k *Key) verify(text string, c *Checkpoint, s Signature, zeroTime bool) (ti
 			return bad("wrong cosignature")
 		}
 	case AlgMLDSA44:
-		msg, err := subtreeV1(k.name, t, *c)
+		msg, err := subtreeV1(k.name, t, c.Origin, Subtree{End: c.Size, Hash: c.Root})
 		if err != nil {
 			return bad(err.Error())
 		}
@@ -250,21 +250,21 @@ func cosignatureV1(text string, t uint64) []byte {
 	return append(b, text...)
 }
 
-// subtreeV1 is the message of an ML-DSA-44 cosignature over a whole tree. It
-// does not cover extension lines.
-func subtreeV1(name string, t uint64, c Checkpoint) ([]byte, error) {
-	if len(name) == 0 || len(name) > 255 || len(c.Origin) == 0 || len(c.Origin) > 255 {
+// subtreeV1 is the message of an ML-DSA-44 cosignature over a subtree; that of a
+// checkpoint is over [0, size). It does not cover extension lines.
+func subtreeV1(name string, t uint64, origin string, s Subtree) ([]byte, error) {
+	if len(name) == 0 || len(name) > 255 || len(origin) == 0 || len(origin) > 255 {
 		return nil, errors.New("an ML-DSA-44 cosignature needs a cosigner name and an origin of 1 to 255 bytes")
 	}
 	b := []byte("subtree/v1\n\x00")
 	b = append(b, byte(len(name)))
 	b = append(b, name...)
 	b = binary.BigEndian.AppendUint64(b, t)
-	b = append(b, byte(len(c.Origin)))
-	b = append(b, c.Origin...)
-	b = binary.BigEndian.AppendUint64(b, 0)
-	b = binary.BigEndian.AppendUint64(b, c.Size)
-	return append(b, c.Root[:]...), nil
+	b = append(b, byte(len(origin)))
+	b = append(b, origin...)
+	b = binary.BigEndian.AppendUint64(b, s.Start)
+	b = binary.BigEndian.AppendUint64(b, s.End)
+	return append(b, s.Hash[:]...), nil
 }
 
 // weakEd25519 reports whether raw is a point of small order, for which a

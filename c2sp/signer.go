@@ -154,7 +154,7 @@ func (s *Signer) cosign(c Checkpoint, t uint64) (Signature, error) {
 	if s.key.alg == AlgEd25519Cosig {
 		return s.signature(append(sig, ed25519.Sign(s.ed, cosignatureV1(text, t))...)), nil
 	}
-	msg, err := subtreeV1(s.key.name, t, c)
+	msg, err := subtreeV1(s.key.name, t, c.Origin, Subtree{End: c.Size, Hash: c.Root})
 	if err != nil {
 		return Signature{}, err
 	}

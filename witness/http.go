@@ -3,11 +3,13 @@ package witness
 // The HTTP side of c2sp.org/tlog-witness, below any prefix:
 //
 //	POST /add-checkpoint            200 signature lines · 409 text/x.tlog.size
-//	GET  /<origin hash>/checkpoint  200 the checkpoint with our cosignature
+//	POST /sign-subtree              200 signature lines
+//	GET  /<origin hash>/checkpoint  200 the checkpoint with our cosignatures
 //
 // Every other answer is a problem document (RFC 9457).
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,10 +34,11 @@ const (
 // prefix are wherever it is mounted.
 func (w *Witness) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/add-checkpoint", only(http.MethodPost, w.serveAddCheckpoint))
+	mux.Handle("/add-checkpoint", only(http.MethodPost, w.sign(w.AddCheckpoint)))
+	mux.Handle("/sign-subtree", only(http.MethodPost, w.sign(w.SignSubtree)))
 	mux.Handle("/{hash}/checkpoint", only(http.MethodGet, w.serveCheckpoint))
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
-		problem(rw, http.StatusNotFound, "this is a c2sp.org/tlog-witness: it has add-checkpoint and <origin hash>/checkpoint")
+		problem(rw, http.StatusNotFound, "this is a c2sp.org/tlog-witness: it has add-checkpoint, sign-subtree and <origin hash>/checkpoint")
 	})
 	return mux
 }
@@ -66,23 +69,50 @@ func only(method string, h http.HandlerFunc) http.Handler {
 	})
 }
 
-func (w *Witness) serveAddCheckpoint(rw http.ResponseWriter, r *http.Request) {
+// sign serves a call that takes a request body and answers with signature lines.
+func (w *Witness) sign(call func(context.Context, []byte) ([]byte, error)) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		body, done, ok := w.readBody(rw, r)
+		if !ok {
+			return
+		}
+		defer done()
+		lines, err := call(r.Context(), body)
+		if err != nil {
+			w.refuse(rw, err)
+			return
+		}
+		rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		rw.Header().Set("Cache-Control", "no-store")
+		rw.Write(lines)
+	}
+}
+
+// readBody reads a bounded request body; if it is not ok it has answered. done
+// is called once the body has been judged.
+func (w *Witness) readBody(rw http.ResponseWriter, r *http.Request) (body []byte, done func(), ok bool) {
+	done = func() {}
 	if r.ContentLength > MaxBody {
 		rw.Header().Set("Connection", "close")
 		problem(rw, http.StatusRequestEntityTooLarge, tooLarge)
-		return
+		return nil, nil, false
 	}
 	in := http.MaxBytesReader(rw, r.Body, MaxBody)
 	body, err := io.ReadAll(io.LimitReader(in, smallBody))
 	if err == nil && len(body) == smallBody {
 		select {
 		case w.big <- struct{}{}:
-			defer func() { <-w.big }()
+			done = func() { <-w.big }
+			defer func() {
+				if !ok {
+					<-w.big
+				}
+			}()
 		default:
 			rw.Header().Set("Retry-After", "1")
 			rw.Header().Set("Connection", "close")
 			problem(rw, http.StatusServiceUnavailable, "too many large requests at once")
-			return
+			return nil, nil, false
 		}
 		var rest []byte
 		rest, err = io.ReadAll(in)
@@ -95,16 +125,9 @@ func (w *Witness) serveAddCheckpoint(rw http.ResponseWriter, r *http.Request) {
 		} else {
 			problem(rw, http.StatusBadRequest, "the request body ended early")
 		}
-		return
+		return nil, nil, false
 	}
-	lines, err := w.AddCheckpoint(r.Context(), body)
-	if err != nil {
-		w.refuse(rw, err)
-		return
-	}
-	rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	rw.Header().Set("Cache-Control", "no-store")
-	rw.Write(lines)
+	return body, done, true
 }
 
 var tooLarge = fmt.Sprintf("the request body has more than %d bytes", MaxBody)
@@ -138,8 +161,10 @@ func (w *Witness) refuse(rw http.ResponseWriter, err error) {
 	case errors.As(err, &clock):
 		w.log.Error("not signing", "error", err)
 		problem(rw, http.StatusServiceUnavailable, err.Error())
+	case errors.Is(err, errNoSubtrees):
+		problem(rw, http.StatusNotFound, err.Error())
 	default:
-		w.log.Error("add-checkpoint failed", "error", err)
+		w.log.Error("a request failed", "error", err)
 		problem(rw, http.StatusInternalServerError, "the witness failed; nothing is said about the log; its operator's journal has the cause")
 	}
 }

@@ -286,3 +286,77 @@ func (w *Witness) checkClock(now time.Time, head *Head) error {
 	}
 	return nil
 }
+
+// SignSubtree judges the body of a sign-subtree request and returns the
+// signature lines of its answer: those of the keys whose format has subtrees.
+// It reads no state but which logs are known: that one of our own keys
+// cosigned the reference checkpoint says that it was seen and was consistent.
+// See TestEverySubtreeMust.
+func (w *Witness) SignSubtree(ctx context.Context, body []byte) ([]byte, error) {
+	req, err := c2sp.ParseSignSubtree(body)
+	if err != nil {
+		return nil, &MalformedError{err}
+	}
+	note, err := c2sp.ParseNote(req.Checkpoint)
+	if err != nil {
+		return nil, &MalformedError{err}
+	}
+	cp, err := c2sp.ParseCheckpoint(note.Text)
+	if err != nil {
+		return nil, &MalformedError{err}
+	}
+	if req.End > cp.Size {
+		return nil, &MalformedError{fmt.Errorf("the subtree ends at %d, beyond the checkpoint's size %d", req.End, cp.Size)}
+	}
+	if _, err := w.store.Log(ctx, cp.Origin); err != nil {
+		return nil, err
+	}
+	if err := w.signedByUs(cp.Origin, note); err != nil {
+		return nil, err
+	}
+	if err := c2sp.VerifySubtree(req.Subtree, cp.Size, req.Proof, cp.Root); err != nil {
+		return nil, &ProofError{err.Error()}
+	}
+	var lines []byte
+	for _, signer := range w.signers {
+		if signer.Key().Alg() != c2sp.AlgMLDSA44 {
+			continue
+		}
+		sig, err := signer.CosignSubtree(cp.Origin, req.Subtree)
+		if err != nil {
+			return nil, fmt.Errorf("cosigning: %w", err)
+		}
+		lines = append(lines, sig.Line()...)
+	}
+	if lines == nil {
+		return nil, errNoSubtrees
+	}
+	return lines, nil
+}
+
+// signedByUs returns nil if a valid cosignature of one of our keys is on the
+// note, and none that claims to be is wrong.
+func (w *Witness) signedByUs(origin string, note *c2sp.Note) error {
+	ours := false
+	for _, s := range note.Sigs {
+		for _, signer := range w.signers {
+			if !signer.Key().Matches(s) {
+				continue
+			}
+			if _, err := signer.Key().VerifyNote(note.Text, s); err != nil {
+				return &SignatureError{origin, err}
+			}
+			ours = true
+		}
+	}
+	if !ours {
+		return &SignatureError{origin, errNotOurs}
+	}
+	return nil
+}
+
+var (
+	errNotOurs = errors.New("the checkpoint has no cosignature of this witness")
+	// errNoSubtrees: the witness was made with its first key alone.
+	errNoSubtrees = errors.New("this witness has no key whose cosignatures can be over a subtree")
+)
