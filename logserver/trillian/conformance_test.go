@@ -27,3 +27,7 @@ func dir(t *testing.T) trillian.Store { return trillian.Dir(t.TempDir()) }
 func TestConformancePostgreSQL(t *testing.T) { conform(t, need(t, postgres), dir) }
 
 func TestConformanceMariaDB(t *testing.T) { conform(t, need(t, mariadb), dir) }
+
+func TestConformanceBucket(t *testing.T) {
+	conform(t, need(t, postgres), func(t *testing.T) trillian.Store { return newBucket(t) })
+}

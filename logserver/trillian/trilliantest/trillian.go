@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -28,14 +29,21 @@ const Version = "v1.8.0"
 const trillianModule = "github.com/google/trillian"
 
 // Binaries builds trillian_log_server and trillian_log_signer from Trillian's
-// own module, with its own dependencies, once for each machine: they are kept
-// in the user's cache directory. It returns the directory they are in.
+// own module, with its own dependencies, once for each machine. It returns the
+// directory they are in.
 var Binaries = sync.OnceValues(func() (string, error) {
+	return install("trillian-"+Version, []string{"-tags=mysql,postgresql,etcd"}, // no Spanner, CockroachDB, Kubernetes: half the time
+		trillianModule+"/cmd/trillian_log_server@"+Version, trillianModule+"/cmd/trillian_log_signer@"+Version)
+})
+
+// install builds programs of other modules, each with its module's own
+// dependencies, into a directory of the user's cache, where they stay.
+func install(name string, flags []string, programs ...string) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = os.TempDir()
 	}
-	dir := filepath.Join(cache, "portbook-test", "trillian-"+Version+"-"+runtime.Version())
+	dir := filepath.Join(cache, "portbook-test", name+"-"+runtime.Version())
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -48,27 +56,24 @@ var Binaries = sync.OnceValues(func() (string, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", err
 	}
-	args := []string{"install", "-tags=mysql,postgresql,etcd"} // no Spanner, CockroachDB, Kubernetes: half the time
 	missing := false
-	for _, name := range programs {
-		args = append(args, trillianModule+"/cmd/"+name+"@"+Version)
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+	for _, p := range programs {
+		file, _, _ := strings.Cut(path.Base(p), "@")
+		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
 			missing = true
 		}
 	}
 	if !missing {
 		return dir, nil
 	}
-	cmd := exec.Command("go", args...)
+	cmd := exec.Command("go", append(append([]string{"install"}, flags...), programs...)...)
 	cmd.Dir = dir // outside any module
 	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=", "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building Trillian: %w\n%s", err, out)
+		return "", fmt.Errorf("building %s: %w\n%s", name, err, out)
 	}
 	return dir, nil
-})
-
-var programs = []string{"trillian_log_server", "trillian_log_signer"}
+}
 
 // moduleDir is where Trillian's module is unpacked.
 var moduleDir = sync.OnceValues(func() (string, error) {
