@@ -35,13 +35,12 @@ const (
 	collectedName = ".state/collected"
 )
 
-const (
-	// leavesPerCall is how many leaves Trillian is asked for at once.
-	leavesPerCall = 512
-	// leavesPerStep is how many leaves are integrated at once, at most, when
-	// there are more: it bounds memory. Tests lower it.
-	leavesPerStep = 8192
-)
+// leavesPerCall is how many leaves Trillian is asked for at once.
+const leavesPerCall = 512
+
+// leavesPerStep is how many leaves are integrated at once, at most, when there
+// are more: it bounds memory. Tests lower it.
+var leavesPerStep uint64 = 8192
 
 // state is the state object.
 type state struct {

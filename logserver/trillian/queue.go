@@ -42,10 +42,13 @@ func (d *Driver) queue(ctx context.Context, id [32]byte, leaf []byte) (known boo
 	if err := d.Latched(); err != nil {
 		return false, err
 	}
-	call, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	r, err := d.log.QueueLeaf(call, &trillian.QueueLeafRequest{LogId: d.cfg.TreeID, Leaf: &trillian.LogLeaf{LeafValue: leaf, LeafIdentityHash: id[:]}},
-		grpc.MaxCallRecvMsgSize(maxMessage))
+	r, err := d.queueLeaf(ctx, id, leaf)
+	// On MySQL and MariaDB the second of two that queue one ID at the same time
+	// does not see the first's row ("failed to retrieve all existing leaves"); the
+	// next try does.
+	for try := 0; status.Code(err) == codes.Unknown && try < 3 && sleep(ctx, 10*time.Millisecond<<try); try++ {
+		r, err = d.queueLeaf(ctx, id, leaf)
+	}
 	if err != nil {
 		return false, d.notQueued(ctx, err)
 	}
@@ -60,6 +63,13 @@ func (d *Driver) queue(ctx context.Context, id [32]byte, leaf []byte) (known boo
 	default:
 		return false, fmt.Errorf("%w: trillian: %v: %s", ErrUncertain, c, r.GetQueuedLeaf().GetStatus().GetMessage())
 	}
+}
+
+func (d *Driver) queueLeaf(ctx context.Context, id [32]byte, leaf []byte) (*trillian.QueueLeafResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	return d.log.QueueLeaf(ctx, &trillian.QueueLeafRequest{LogId: d.cfg.TreeID, Leaf: &trillian.LogLeaf{LeafValue: leaf, LeafIdentityHash: id[:]}},
+		grpc.MaxCallRecvMsgSize(maxMessage))
 }
 
 // notQueued is what an error of QueueLeaf means.
