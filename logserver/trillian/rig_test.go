@@ -12,6 +12,7 @@ import (
 	gtrillian "github.com/google/trillian"
 	"github.com/portbook/portbook/logserver/trillian"
 	"github.com/portbook/portbook/logserver/trillian/trilliantest"
+	"golang.org/x/sync/errgroup"
 )
 
 // The neighbours that tests share: started when the first asks for them, ended
@@ -138,13 +139,16 @@ func id(n int) (id [32]byte) {
 	return id
 }
 
-// queue queues entries n..m-1 under their IDs, in order.
+// queue queues entries from..to-1 under their IDs, eight at a time.
 func queue(t *testing.T, d *trillian.Driver, from, to int) {
 	t.Helper()
+	var g errgroup.Group
+	g.SetLimit(8)
 	for i := from; i < to; i++ {
-		if err := d.Queue(t.Context(), id(i), leaf(i)); err != nil {
-			t.Fatal(err)
-		}
+		g.Go(func() error { return d.Queue(t.Context(), id(i), leaf(i)) })
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
 	}
 }
 
