@@ -653,3 +653,57 @@ func TestDurabilityChecks(t *testing.T) {
 		}
 	}
 }
+
+// TestEngine: a driver as a log with many frontends uses it.
+func TestEngine(t *testing.T) {
+	cfg := newLog(t, need(t, postgres), dir(t))
+	closed := false
+	e := trillian.NewEngine(newDriver(t, cfg), func() error { closed = true; return nil })
+	front := trillian.NewEngine(newDriver(t, cfg), nil)
+	if e.Name() != front.Name() || e.Name() == trillian.NewEngine(newDriver(t, newLog(t, need(t, postgres), dir(t))), nil).Name() {
+		t.Fatal("names do not tell trees apart")
+	}
+	for i := range 10 {
+		if err := front.Queue(t.Context(), id(i), leaf(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	rec := &recorded{t: t}
+	var sizes []uint64
+	err := e.Integrate(ctx, 7, func(ctx context.Context, first uint64, ids [][32]byte, leaves [][]byte) error {
+		return rec.record(ctx, trillian.Batch{First: first, IDs: ids, Leaves: leaves})
+	}, func(size uint64) {
+		if sizes = append(sizes, size); size == 10 {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || sizes[0] != 0 {
+		t.Fatal(err, sizes)
+	}
+	if n, err := front.Head(t.Context()); n != 10 || err != nil {
+		t.Fatal(n, err)
+	}
+	rec.check(t, newDriver(t, cfg), 10)
+	if raw, err := front.ReadTile(t.Context(), 0, 0, 10); err != nil || len(raw) != 320 {
+		t.Fatal(len(raw), err)
+	}
+	if raw, err := front.ReadEntryBundle(t.Context(), 0, 10); err != nil || len(raw) < 20 {
+		t.Fatal(len(raw), err)
+	}
+	if _, err := front.ReadCheckpoint(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := e.WriteCheckpoint(t.Context(), nil, []byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.WriteCheckpoint(t.Context(), nil, []byte("two")); !errors.Is(err, trillian.ErrChanged) {
+		t.Fatal(err)
+	}
+	if raw, err := front.ReadCheckpoint(t.Context()); string(raw) != "one" || err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(e.CollectGarbage(t.Context(), 10), front.Close(), e.Close()); err != nil || !closed {
+		t.Fatal(err)
+	}
+}

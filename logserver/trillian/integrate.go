@@ -141,18 +141,25 @@ func (d *Driver) initState(ctx context.Context) error {
 // be reached) is logged and waited for. An ErrTampering, an ErrFenced, an
 // ErrNoState and an ErrNoTree are returned.
 func (d *Driver) Integrate(ctx context.Context, token uint64) error {
+	return d.integrate(ctx, token, d.cfg.Record, d.cfg.Grown)
+}
+
+func (d *Driver) integrate(ctx context.Context, token uint64, record func(context.Context, Batch) error, grown func(uint64)) error {
 	if err := d.Latched(); err != nil {
 		return err
 	}
-	in := &integrator{d: d, token: token}
+	in := &integrator{d: d, token: token, record: record, grown: grown}
 	defer in.stop()
 	return d.latch(in.run(ctx))
 }
 
 // integrator is one call of Integrate. It is used by one goroutine.
 type integrator struct {
-	d     *Driver
-	token uint64
+	d      *Driver
+	token  uint64
+	record func(context.Context, Batch) error
+	grown  func(uint64)
+
 	edge  *edge    // nil: to be read from the store
 	root  [32]byte // of edge
 	state []byte   // the state object as we left it
@@ -245,6 +252,7 @@ func (in *integrator) begin(ctx context.Context) error {
 	}
 	in.edge, in.root, in.state, in.told, in.began = e, s.Root, raw, s.Size, true
 	d.settle(s.Size, nil)
+	in.grown(s.Size)
 	return nil
 }
 
@@ -276,7 +284,6 @@ func (d *Driver) settle(first uint64, leaves []*trillian.LogLeaf) {
 		}
 	}
 	d.mu.Unlock()
-	d.cfg.Grown(size)
 }
 
 // step integrates what Trillian has sequenced since the last, or a part of it.
@@ -332,7 +339,7 @@ func (in *integrator) step(ctx context.Context) (grew bool, err error) {
 	if err := d.cfg.Store.Create(ctx, objects...); err != nil {
 		return false, err
 	}
-	if err := d.cfg.Record(ctx, batch); err != nil {
+	if err := in.record(ctx, batch); err != nil {
 		return false, err
 	}
 	state := state{TreeID: d.cfg.TreeID, Size: to, Root: batch.Root, Token: in.token}.marshal()
@@ -342,6 +349,7 @@ func (in *integrator) step(ctx context.Context) (grew bool, err error) {
 	}
 	in.edge, in.root, in.state, in.told = next, batch.Root, state, to
 	d.settle(from, leaves)
+	in.grown(to)
 	return true, nil
 }
 

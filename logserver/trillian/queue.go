@@ -134,7 +134,7 @@ func (d *Driver) Appender(ctx context.Context, opts *tessera.AppendOptions) (*te
 	if err := d.Check(ctx); err != nil && !errors.Is(err, ErrFrozen) && !errors.Is(err, ErrDraining) {
 		return nil, nil, err // a frozen tree can be read
 	}
-	in := &integrator{d: d}
+	in := &integrator{d: d, record: d.cfg.Record, grown: d.cfg.Grown}
 	if err := in.begin(ctx); err != nil {
 		in.stop()
 		return nil, nil, d.latch(err)
