@@ -28,12 +28,21 @@ be read, without the scheme. It can never change.
 The anchor is a small file in which the log remembers the last tree it signed.
 Put it on another file system than the directory, and keep it out of the
 directory's backups: it is what keeps a restored log from signing a second
-history.`,
+history.
+
+init makes an Ed25519 key in log.key in the directory. With --key it makes none,
+and the log begins with keys that are kept elsewhere: one of type Ed25519, and one
+of type ML-DSA-44 beside it if you like.
+
+` + keyHelp + `
+`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
 	origin := cmd.Flags().String("origin", "", "`ORIGIN` of the log, a URL without the scheme: log.example.org/pypi")
 	anchor := cmd.Flags().String("anchor", "", "`FILE` on another file system, in which the log remembers what it signed")
+	refs := cmd.Flags().StringArray("key", nil, "existing `KEY` for the log (portbook-log key generate), once for each that is to sign; default: a new one in log.key")
+	secrets := secretFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
 	cli.Require(cmd, "origin", "anchor")
 	cli.Config(cmd)
@@ -41,12 +50,39 @@ history.`,
 		if strings.Contains(*origin, "://") {
 			return cli.Usagef("--origin %s: leave the scheme away", *origin)
 		}
-		signer, err := c2sp.GenerateSigner(*origin, c2sp.AlgEd25519)
-		if err != nil {
-			return cli.Usagef("--origin: %w", err)
-		}
-		if err := logserver.InitWithKey(cmd.Context(), *dir, *anchor, signer); err != nil {
-			return cli.Exit(cli.Refused, err)
+		var key *c2sp.Key
+		if len(*refs) == 0 {
+			signer, err := c2sp.GenerateSigner(*origin, c2sp.AlgEd25519)
+			if err != nil {
+				return cli.Usagef("--origin: %w", err)
+			}
+			key = signer.Key()
+			if err := logserver.InitWithKey(cmd.Context(), *dir, *anchor, signer); err != nil {
+				return cli.Exit(cli.Refused, err)
+			}
+		} else {
+			keys, closeKeys, err := secrets.openKeys(cmd, *dir, *origin, *refs)
+			if err != nil {
+				return err
+			}
+			defer closeKeys()
+			var also []*c2sp.Key
+			for _, k := range keys {
+				switch {
+				case k.Key().Name() != *origin:
+					return cli.Usagef("--key: key %08x is named %q, not %q: the origin is in every signature", k.Key().ID(), k.Key().Name(), *origin)
+				case k.Key().Alg() == c2sp.AlgEd25519 && key == nil:
+					key = k.Key()
+				default:
+					also = append(also, k.Key())
+				}
+			}
+			if key == nil {
+				return cli.Usagef("--key: none of type Ed25519 is given, and every log has one: ML-DSA-44 signs beside it")
+			}
+			if err := logserver.Init(cmd.Context(), *dir, *anchor, key, also...); err != nil {
+				return cli.Exit(cli.Refused, err)
+			}
 		}
 		if beside, err := logserver.AnchorIsBeside(*dir, *anchor); err == nil && beside {
 			fmt.Fprintf(cmd.ErrOrStderr(), "portbook-log: warning: the anchor is on the log's own file system, where a restored backup brings both back: serve will ask for --anchor-beside\n")
@@ -56,7 +92,7 @@ history.`,
 			return json.NewEncoder(out).Encode(struct {
 				Origin string `json:"origin"`
 				VKey   string `json:"vkey"`
-			}{*origin, signer.Key().String()})
+			}{*origin, key.String()})
 		}
 		fmt.Fprintf(out, `Made a new log in %[1]s.
 
@@ -67,8 +103,8 @@ Its fingerprint, to compare over another channel:
 
 Next:
   portbook-log token create --dir %[1]s --registry REGISTRY
-  portbook-log serve --dir %[1]s --policy FILE
-`, *dir, signer.Key(), fingerprint(signer.Key().String()))
+  portbook-log serve --dir %[1]s --policy FILE%[4]s
+`, *dir, key, fingerprint(key.String()), strings.Repeat(" --key KEY", len(*refs)))
 		return nil
 	}
 	return cmd

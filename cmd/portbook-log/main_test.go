@@ -22,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"portbook-log": main})
+	testscript.Main(m, map[string]func(){"portbook-log": func() { testWorkFactor = 10; main() }})
 }
 
 // The scripts run the real program.
@@ -56,8 +56,16 @@ func TestScripts(t *testing.T) {
 				}
 				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &made))
 				ts.Setenv("VKEY", made.VKey)
+				key, err := c2sp.ParseVKey(made.VKey)
+				ts.Check(err)
+				ts.Setenv("ID", fmt.Sprintf("%08x", key.ID()))
 			},
 			"submit": submitOne,
+			"age-identity": ageIdentity,
+			"dearmor":      dearmor,
+			"chmod-private": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-private FILE
+				ts.Check(os.Chmod(ts.MkAbs(args[0]), 0o600))
+			},
 			"chmod-file": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-file FILE: for all to read
 				ts.Check(os.Chmod(ts.MkAbs(args[0]), 0o644))
 			},

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -38,7 +37,8 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	dir := dirFlag(cmd)
 	f := cmd.Flags()
 	policy := f.String("policy", "", "publish policy `FILE` (c2sp.org/tlog-policy): the witnesses, their URLs and the quorum")
-	key := f.String("key", "", "key `FILE`; default: log.key in the directory")
+	keys := f.StringArray("key", nil, "`KEY` of the log, once for each that signs: see portbook-log key --help; default: log.key in the directory")
+	secrets := secretFlags(cmd)
 	httpAddr := f.String("http", "127.0.0.1:8080", "`ADDRESS` for tiles, checkpoint, REST and health")
 	grpcAddr := f.String("grpc", "127.0.0.1:8081", "`ADDRESS` for gRPC submissions")
 	cert := f.String("tls-cert", "", "certificate `FILE` (PEM), for both addresses; read again when it is renewed")
@@ -61,17 +61,16 @@ signs nothing and goes on serving reads; /readyz says why.`,
 			return cli.Usagef("--max-in-flight, --max-rate and --max-reads: want 1 or more")
 		}
 		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		if _, err := logserver.ReadIdentity(*dir); err != nil {
+		id, err := logserver.ReadIdentity(*dir)
+		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
-		if *key == "" {
-			*key = filepath.Join(*dir, logserver.KeyFile)
-		}
-		signer, err := readKey(*key)
+		signers, closeKeys, err := secrets.openKeys(cmd, *dir, id.Origin, *keys)
 		if err != nil {
-			return cli.Usage(err)
+			return err
 		}
-		p, err := readPolicy(*policy, signer.Key(), logger)
+		defer closeKeys()
+		p, err := readPolicy(*policy, signers[0].Key(), logger)
 		if err != nil {
 			return cli.Usage(err)
 		}
@@ -89,7 +88,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		// The log before its addresses: a second server is told who has the log,
 		// not that a port is taken.
 		log, err := logserver.Open(cmd.Context(), logserver.Config{
-			Dir: *dir, Signer: signer, Policy: p, Logger: logger, AnchorBeside: *beside,
+			Dir: *dir, Signer: signers[0], Also: signers[1:], Policy: p, Logger: logger, AnchorBeside: *beside,
 			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads,
 		})
 		if err != nil {
@@ -119,7 +118,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
 		defer onHangup(func() {
-			p, err := readPolicy(*policy, signer.Key(), logger)
+			p, err := readPolicy(*policy, signers[0].Key(), logger)
 			if err == nil {
 				err = log.SetPolicy(p)
 			}
@@ -199,22 +198,6 @@ func onHangup(do func()) (stop func()) {
 		signal.Stop(signals)
 		close(signals)
 	}
-}
-
-// readKey reads a signing key that only its owner can read.
-func readKey(path string) (*c2sp.Signer, error) {
-	line, err := cli.ReadSecret(path)
-	if err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	signer, err := c2sp.ParseSKey(line)
-	if err != nil {
-		return nil, fmt.Errorf("key %s: %w", path, err)
-	}
-	if signer.Key().Alg() != c2sp.AlgEd25519 {
-		return nil, fmt.Errorf("key %s is of type %s: a log signs with Ed25519 (0x01)", path, signer.Key().Alg())
-	}
-	return signer, nil
 }
 
 // tlsFiles is the TLS that the flags ask for; nil for none.

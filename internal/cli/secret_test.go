@@ -34,11 +34,43 @@ func TestReadSecret(t *testing.T) {
 		dir:                           "not a plain file",
 		write("empty", "", 0o600):     "want one line",
 		write("two", "a\nb\n", 0o600): "want one line",
-		write("long", strings.Repeat("x", maxSecret+1), 0o600): "want one line",
+		write("long", strings.Repeat("x", maxSecret+1), 0o600): "more than",
 		filepath.Join(dir, "none"):                             "no such file",
 	} {
 		if got, err := ReadSecret(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
+		}
+	}
+}
+
+// What a service manager hands over is named without its path, and systemd
+// makes it readable for the service by an access control list.
+func TestReadCredential(t *testing.T) {
+	if _, err := ReadSecret("credential:pin"); err == nil || !strings.Contains(err.Error(), "LoadCredential=pin:FILE") {
+		t.Errorf("without any: %v", err)
+	}
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	for name, mode := range map[string]os.FileMode{"pin": 0o400, "acl": 0o440, "open": 0o444, "written": 0o460} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("1234\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"pin", "acl"} {
+		if got, err := ReadSecret("credential:" + name); err != nil || got != "1234" {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	for name, want := range map[string]string{
+		"open": "can be read by others", "written": "can be read by others", "none": "no such file",
+		"": "not the name", "..": "not the name", "../pin": "not the name", "/etc/passwd": "not the name",
+	} {
+		if got, err := ReadSecret("credential:" + name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
 		}
 	}
 }

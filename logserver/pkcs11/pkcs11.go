@@ -184,10 +184,10 @@ func (s *Signer) begin(write bool) error {
 	s.end()
 	pin, err := s.pin()
 	if err != nil {
-		return fmt.Errorf("PIN: %w", err)
+		return fmt.Errorf("%w: %w", ErrPIN, err)
 	}
 	if pin == s.badPIN && pin != "" {
-		return errors.New("the token has refused this PIN, and it is not tried again, since that would lock the token: correct the PIN")
+		return fmt.Errorf("%w: the token has refused it, and it is not tried again, since that would lock the token: correct it", ErrPIN)
 	}
 	s.m.use.RLock()
 	slot, err := s.slot()
@@ -223,9 +223,11 @@ func (s *Signer) begin(write bool) error {
 		return nil
 	case is(err, p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED):
 		s.badPIN = pin
+		s.endSession()
+		return fmt.Errorf("%w: the token refuses it: %w", ErrPIN, err)
 	}
 	s.endSession()
-	return fmt.Errorf("the token refuses the PIN: %w", err)
+	return fmt.Errorf("the login fails: %w", err)
 }
 
 // end closes the session, if there is one.

@@ -248,10 +248,10 @@ func tokenDir(t testing.TB, label string) string {
 func TestWrongPIN(t *testing.T) {
 	u, s := generated(t, "pin")
 	s.Close() // or the process would be logged in
-	if _, err := Open(t.Context(), u, origin, pin("4321")); err == nil || !strings.Contains(err.Error(), "refuses the PIN") {
+	if _, err := Open(t.Context(), u, origin, pin("4321")); err == nil || !strings.Contains(err.Error(), "PIN: the token refuses it") {
 		t.Fatal(err)
 	}
-	if _, err := Generate(t.Context(), u, origin, pin("4321")); err == nil || !strings.Contains(err.Error(), "refuses the PIN") {
+	if _, err := Generate(t.Context(), u, origin, pin("4321")); err == nil || !strings.Contains(err.Error(), "PIN: the token refuses it") {
 		t.Fatal(err)
 	}
 	if _, err := Open(t.Context(), u, origin, func() (string, error) { return "", errors.New("the file is gone") }); err == nil || !strings.Contains(err.Error(), "the file is gone") {
@@ -271,7 +271,7 @@ func TestWrongPIN(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.logins
-	signFails(t, s, "refuses the PIN")
+	signFails(t, s, "PIN: the token refuses it")
 	for range 5 {
 		signFails(t, s, "not tried again")
 	}

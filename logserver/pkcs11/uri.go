@@ -16,6 +16,10 @@ import (
 // ErrNoCgo means that this program was built without cgo, and so without PKCS #11.
 var ErrNoCgo = errors.New("this program was built without cgo and cannot speak PKCS #11: build it with CGO_ENABLED=1, or keep the key in a file")
 
+// ErrPIN means that the PIN cannot be had, or that the token refuses it. Trying
+// the same again would lock the token.
+var ErrPIN = errors.New("PIN")
+
 // A URI says where a key is: RFC 7512, of which it takes the attributes that
 // name one key by labels. Every other attribute is refused, since one that is
 // not looked at might have named another token.
