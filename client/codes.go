@@ -34,6 +34,8 @@ const (
 	CodeTilesMismatch = "PB204"
 	CodeHeadSignature = "PB205"
 	CodeOtherKey      = "PB206"
+	CodeAfterEnd      = "PB207"
+	CodeHandover      = "PB208"
 )
 
 // Codes PB3xx: it could not be checked.
@@ -49,6 +51,7 @@ const (
 	CodePolicy          = "PB309"
 	CodeStale           = "PB310" // for callers that insist on freshness
 	CodeClock           = "PB311"
+	CodeNotFollowed     = "PB312"
 )
 
 // Explain returns the paragraph for a code, and whether there is one.
@@ -130,6 +133,13 @@ var explanations = map[string]string{
 		"Either your policy was changed to another log of the same name, or somebody else answers in the log's name with a key you were made to believe. " +
 		"If the change was meant, start a new memory (another --state file); if not, find out who changed the policy.",
 
+	CodeAfterEnd: "The log signed an entry that says it is the last one, and then signed more after it. " +
+		"A log that has ended signs nothing any more: whoever holds its key is not its operator, or its operator breaks the rule. " +
+		"Files that were proven before the end stay proven; do not believe what came after it, and tell the operator of the log.",
+	CodeHandover: "The log names another one that takes over from it, and what that one shows contradicts it: it begins with another entry, takes over from another log or from another state of it, or leads back to where it came from. " +
+		"So it is not followed; whoever follows it could be led away from what was logged. " +
+		"Files that are proven stay proven. Ask the operators of the log, and get a new policy from a source you trust.",
+
 	CodeUnreachable: "The log could not be reached, or did not answer in time. " +
 		"This says nothing about any file: what has a proof can still be verified without the log. " +
 		"Check the network and try again later.",
@@ -152,6 +162,9 @@ var explanations = map[string]string{
 		"Without it nothing can be verified. Correct the line that is named.",
 	CodeStale: "The newest state of the log that you have seen is older than you allow. " +
 		"A file may have been withdrawn since, and you would not know. Connect to the log once, then try again.",
+	CodeNotFollowed: "The log has ended and names another one that goes on, which could not be followed: it cannot be reached, has no entries yet, or your witnesses have not cosigned it. " +
+		"Files that were logged before the end still verify; newer ones do not. " +
+		"Try again later; if it stays like this, ask the operator of the log which log your policy should name.",
 	CodeClock: "The witnesses' clocks are ahead of the one of this computer. " +
 		"So it cannot be said how old anything is. Set the clock; if it is right, your policy's witnesses are not.",
 }

@@ -6,7 +6,7 @@ package client
 //
 //	portbook-evidence/v1
 //	# any number of comment lines
-//	claim same-size                  or: claim not-a-prefix
+//	claim same-size                  or: not-a-prefix, after-end, bad-handover
 //	first                            the checkpoint of the smaller size
 //	| <each line of the signed note>
 //	second
@@ -21,6 +21,14 @@ package client
 // of RFC 6962 from left to right. All of them together hash to the second root,
 // so they are in the tree that the log signed there; those of the first range
 // alone do not hash to the first root, so that tree never began like this.
+//
+// after-end: the first is not a note but a tlog-proof, of a successor leaf that
+// is not the last entry of the tree it is proven in, or that names its own log.
+// There is no second.
+//
+// bad-handover: both are tlog-proofs: of the successor leaf that a log ended
+// with, and of an entry 0 of the log that it names, signed by a key that it
+// names, which is not the predecessor leaf that belongs there.
 
 import (
 	"bytes"
@@ -34,6 +42,7 @@ import (
 	"strings"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 )
 
 const (
@@ -43,14 +52,22 @@ const (
 
 	claimSameSize   = "same-size"
 	claimNotAPrefix = "not-a-prefix"
+	claimAfterEnd   = "after-end"
+	claimHandover   = "bad-handover"
 )
 
 // Evidence is what an evidence file holds: two signed notes of one log, and for
-// notes of different sizes the hashes that contradict them.
+// notes of different sizes the hashes that contradict them; or the tlog-proofs
+// of a log that went on after its end, or of a hand-over that was none.
 type Evidence struct {
 	First, Second []byte     // signed notes, verbatim; First is not the larger
 	Hashes        [][32]byte // nil if the sizes are equal
+	Claim         string     // "" for two notes
 }
+
+// AfterEnd is the evidence that a log signed more after the entry that ends it:
+// a tlog-proof of that entry in a larger tree.
+func AfterEnd(proof []byte) *Evidence { return &Evidence{Claim: claimAfterEnd, First: proof} }
 
 // Bytes returns the evidence file, with comments that say what it shows.
 func (e *Evidence) Bytes() []byte {
@@ -63,6 +80,12 @@ func (e *Evidence) Bytes() []byte {
 			"The hashes below lead to the root of the larger tree, and to another root than the signed one of the smaller.",
 		}
 	}
+	switch e.Claim {
+	case claimAfterEnd:
+		claim, words = e.Claim, []string{"The log signed an entry that ends it, and more after that, or one that names itself as its successor.", "Below is the proof of that entry."}
+	case claimHandover:
+		claim, words = e.Claim, []string{"The log ended and named a successor, and what that one begins with contradicts it.", "Below are the proofs of the two entries."}
+	}
 	words = append(words, "An honest log never does this. Check it with the log's public keys alone: see client.VerifyEvidence.")
 	b := []byte(evidenceHeader)
 	for _, w := range words {
@@ -70,7 +93,9 @@ func (e *Evidence) Bytes() []byte {
 	}
 	b = append(b, "claim "+claim+"\n"...)
 	b = appendQuoted(append(b, "first\n"...), e.First)
-	b = appendQuoted(append(b, "second\n"...), e.Second)
+	if e.Claim != claimAfterEnd {
+		b = appendQuoted(append(b, "second\n"...), e.Second)
+	}
 	if e.Hashes != nil {
 		b = append(b, "hashes\n"...)
 		for _, h := range e.Hashes {
@@ -125,19 +150,27 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 		}
 		return n
 	}
+	var e Evidence
 	prefix := take("claim " + claimNotAPrefix)
-	if !prefix && !take("claim "+claimSameSize) {
+	switch {
+	case prefix, take("claim " + claimSameSize):
+	case take("claim " + claimAfterEnd):
+		e.Claim = claimAfterEnd
+	case take("claim " + claimHandover):
+		e.Claim = claimHandover
+	default:
 		return bad("no claim line that is known")
 	}
-	var e Evidence
 	if !take("first") {
 		return bad("no first note")
 	}
 	e.First = note()
-	if !take("second") {
-		return bad("no second note")
+	if e.Claim != claimAfterEnd {
+		if !take("second") {
+			return bad("no second note")
+		}
+		e.Second = note()
 	}
-	e.Second = note()
 	if prefix {
 		if !take("hashes") {
 			return bad("no hashes")
@@ -163,8 +196,8 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 
 // A Misbehaviour is what verified evidence proves.
 type Misbehaviour struct {
-	Code          string // CodeForkSameSize or CodeForkPrefix
-	First, Second *c2sp.Verified
+	Code          string         // CodeForkSameSize, CodeForkPrefix, CodeAfterEnd or CodeHandover
+	First, Second *c2sp.Verified // Second is nil with CodeAfterEnd
 	// Witnesses are those of the policy that cosigned both notes. For a fork
 	// of one size each of them broke its promise as well.
 	Witnesses []string
@@ -174,6 +207,12 @@ type Misbehaviour struct {
 // histories. The quorum does not matter: it is the log that is accused. No
 // error means that it is proven.
 func (e *Evidence) Verify(p *c2sp.Policy) (*Misbehaviour, error) {
+	switch e.Claim {
+	case claimAfterEnd:
+		return e.verifyAfterEnd(p)
+	case claimHandover:
+		return e.verifyHandover(p)
+	}
 	m := &Misbehaviour{Code: CodeForkSameSize}
 	var err error
 	if m.First, err = p.VerifyLog(e.First); err != nil {
@@ -217,6 +256,50 @@ func (e *Evidence) Verify(p *c2sp.Policy) (*Misbehaviour, error) {
 		return nil, errors.New("evidence: the hashes agree with both roots; the log contradicts nothing")
 	}
 	return m, nil
+}
+
+// verifyAfterEnd checks the claim after-end.
+func (e *Evidence) verifyAfterEnd(p *c2sp.Policy) (*Misbehaviour, error) {
+	leaf, pr, v, err := leafOf(e.First, p.VerifyLog)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	if leaf.Kind != entry.KindSuccessor {
+		return nil, fmt.Errorf("evidence: entry %d is of kind %q and ends no log", pr.Index, leaf.Kind)
+	}
+	if pr.Index+1 == v.Size && leaf.Origin != v.Origin {
+		return nil, errors.New("evidence: the entry is the last of the tree and names another log; the log contradicts nothing")
+	}
+	return &Misbehaviour{Code: CodeAfterEnd, First: v}, nil
+}
+
+// verifyHandover checks the claim bad-handover. The quorum does not matter: the
+// logs are accused.
+func (e *Evidence) verifyHandover(p *c2sp.Policy) (*Misbehaviour, error) {
+	leaf, pr, old, err := leafOf(e.First, p.VerifyLog)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: first proof: %w", err)
+	}
+	if leaf.Kind != entry.KindSuccessor || pr.Index+1 != old.Size {
+		return nil, fmt.Errorf("evidence: entry %d is not the one that ends the log", pr.Index)
+	}
+	f := &Followed{From: old.Checkpoint, To: leaf.Origin, URL: leaf.URL}
+	next, err := f.policy(p, leaf.VKeys)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	second, pr2, v, err := leafOf(e.Second, next.VerifyLog)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: second proof: %w", err)
+	}
+	if v.Origin != f.To {
+		return nil, fmt.Errorf("evidence: the second proof is of %q, not of %q", v.Origin, f.To)
+	}
+	var r *Refusal
+	if err := f.matches(pr2.Index, second); !errors.As(err, &r) {
+		return nil, errors.New("evidence: the logs do not contradict each other")
+	}
+	return &Misbehaviour{Code: CodeHandover, First: old, Second: v}, nil
 }
 
 // VerifyEvidence checks an evidence file offline, with the log's public keys in

@@ -218,11 +218,11 @@ func FuzzState(f *testing.F) {
 	}()))[len(stateHeader)+65:]))
 	f.Add(`{"logs":{}}`)
 	f.Fuzz(func(t *testing.T, body string) {
-		logs, err := parseState(sealed(body))
+		m, err := parseState(sealed(body))
 		if err != nil {
 			return
 		}
-		for name, r := range logs {
+		for name, r := range m.logs {
 			if r.Checkpoint.Origin != name {
 				t.Errorf("%q under %q", r.Checkpoint.Origin, name)
 			}

@@ -52,9 +52,10 @@ func (f Freshness) String() string {
 
 // Freshness judges what is remembered of a log at the time now. It goes by the
 // time at or after which a quorum cosigned (c2sp.Verified.FreshTime), so that
-// fewer liars than a quorum cannot make an old state look new.
+// fewer liars than a quorum cannot make an old state look new. Of a log that has
+// ended it is the log that took over whose age counts.
 func (s *State) Freshness(origin string, now time.Time) Freshness {
-	r, _, ok := s.Newest(origin)
+	r, _, ok := s.Newest(s.newest(origin))
 	switch {
 	case !ok:
 		return Freshness{Kind: NoHistory}

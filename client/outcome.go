@@ -12,6 +12,8 @@ type Refusal struct {
 	Detail   string // what was found, and what was expected
 	Evidence string // path of the evidence file, if one was written
 	Err      error  // the cause, if there is one
+
+	proof *Evidence // not yet written
 }
 
 func (r *Refusal) Error() string {

@@ -63,6 +63,9 @@ func NewReader(baseURL string, hc *http.Client) (*Reader, error) {
 	return &Reader{base: strings.TrimRight(u.String(), "/"), hc: &c}, nil
 }
 
+// URL is where the log is read, without a slash at its end.
+func (r *Reader) URL() string { return r.base }
+
 // Checkpoint returns the log's newest signed checkpoint, unverified: at most
 // c2sp.MaxNote bytes.
 func (r *Reader) Checkpoint(ctx context.Context) ([]byte, error) {

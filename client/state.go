@@ -4,10 +4,12 @@ package client
 // between processes. It is what makes going back and forking visible.
 //
 //	portbook-state/v1 <hex SHA-256 of all that follows>
-//	{"logs": { "<origin>": {"note": "...", "quorum_time": ..., "fresh_time": ...}}}
+//	{"logs": { "<origin>": {"note": "...", "quorum_time": ..., "fresh_time": ...}},
+//	 "handovers": [{"last": "<tlog-proof>", "first": "<tlog-proof>", "at": "<URL>"}]}
 //
-// Who can change this file can at most make this user forget: each note in it
-// is signed by its log.
+// Who can change this file can at most make this user forget, or believe that
+// what is known is newer than it is: each note in it is signed by its log, and a
+// hand-over is verified at each use.
 
 import (
 	"bytes"
@@ -39,8 +41,14 @@ const (
 type State struct {
 	path string
 
-	mu   sync.Mutex
-	logs map[string]Remembered // as last read from, or written to, the file
+	mu     sync.Mutex
+	memory // as last read from, or written to, the file
+}
+
+// memory is what a state file holds.
+type memory struct {
+	logs      map[string]Remembered
+	handovers []remembered // the oldest first
 }
 
 // A Remembered is the newest checkpoint of a log that was verified here.
@@ -59,7 +67,14 @@ type stored struct {
 }
 
 type stateFile struct {
-	Logs map[string]stored `json:"logs"`
+	Logs      map[string]stored `json:"logs"`
+	Handovers []storedHandover  `json:"handovers,omitempty"`
+}
+
+type storedHandover struct {
+	Last  string `json:"last"`
+	First string `json:"first"`
+	At    string `json:"at"`
 }
 
 // OpenState opens the state in the file path. A file that does not exist is an
@@ -69,11 +84,11 @@ func OpenState(path string) (*State, error) {
 	if path == "" {
 		return nil, &CannotCheck{Code: CodeStateUnreadable, Reason: "no state file is named"}
 	}
-	logs, err := readState(path)
+	m, err := readState(path)
 	if err != nil {
 		return nil, err
 	}
-	return &State{path: path, logs: logs}, nil
+	return &State{path: path, memory: m}, nil
 }
 
 // Newest returns what is remembered of a log, the time of its quorum, and
@@ -139,11 +154,11 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 		// Not to be remembered. But if the log signed a fork, or shows a head
 		// that it had left behind, that is worth more than to know that its
 		// witnesses did not sign: honest ones never do.
-		logs, err := readState(s.path)
+		m, err := readState(s.path)
 		if err != nil {
 			return err
 		}
-		if old, ok := logs[signed.Origin]; ok {
+		if old, ok := m.logs[signed.Origin]; ok {
 			var refusal *Refusal
 			if err := s.compare(ctx, p, old, signed, note, r); errors.As(err, &refusal) && (refusal.Code == CodeForkSameSize || refusal.Code == CodeForkPrefix) {
 				return err // also where its evidence could not be written
@@ -158,11 +173,11 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 	// The network is asked without holding the lock, so what is remembered may
 	// change meanwhile; then it is compared again.
 	for {
-		logs, err := readState(s.path)
+		m, err := readState(s.path)
 		if err != nil {
 			return err
 		}
-		old, known := logs[v.Origin]
+		old, known := m.logs[v.Origin]
 		if known {
 			err := s.compare(ctx, p, old, v, note, r)
 			if head && v.Size < old.Checkpoint.Size {
@@ -179,7 +194,7 @@ func (s *State) update(ctx context.Context, p *c2sp.Policy, note []byte, r TileR
 			}
 			if v.Size < old.Checkpoint.Size || v.Size == old.Checkpoint.Size && !v.FreshTime.After(old.FreshTime) {
 				s.mu.Lock()
-				s.logs = logs
+				s.memory = m
 				s.mu.Unlock()
 				return nil
 			}
@@ -283,30 +298,41 @@ func (s *State) refuseFork(p *c2sp.Policy, old Remembered, code string, e *Evide
 
 // store replaces the file with r in it, if what the file remembers of the log
 // is still the note was. It reports whether it was.
-func (s *State) store(ctx context.Context, was []byte, r Remembered) (bool, error) {
+func (s *State) store(ctx context.Context, was []byte, r Remembered) (done bool, err error) {
+	err = s.change(ctx, func(m *memory) error {
+		if bytes.Equal(m.logs[r.Checkpoint.Origin].Note, was) {
+			m.logs[r.Checkpoint.Origin], done = r, true
+		}
+		return nil
+	})
+	return done && err == nil, err
+}
+
+// change reads the file, and writes what do makes of it, as one step among
+// processes.
+func (s *State) change(ctx context.Context, do func(*memory) error) error {
 	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
-		return false, cannot(CodeStateUnwritable, "the state file", err)
+		return cannot(CodeStateUnwritable, "the state file", err)
 	}
 	unlock, err := lockState(ctx, s.path+".lock")
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer unlock()
-	logs, err := readState(s.path)
+	m, err := readState(s.path)
 	if err != nil {
-		return false, err
+		return err
 	}
-	if !bytes.Equal(logs[r.Checkpoint.Origin].Note, was) {
-		return false, nil
+	if err := do(&m); err != nil {
+		return err
 	}
-	logs[r.Checkpoint.Origin] = r
-	if err := writeState(s.path, logs); err != nil {
-		return false, cannot(CodeStateUnwritable, "the state file", err)
+	if err := writeState(s.path, m); err != nil {
+		return cannot(CodeStateUnwritable, "the state file", err)
 	}
 	s.mu.Lock()
-	s.logs = logs
+	s.memory = m
 	s.mu.Unlock()
-	return true, nil
+	return nil
 }
 
 // lockState takes the lock between processes. Its file stays.
@@ -337,66 +363,76 @@ func lockState(ctx context.Context, path string) (unlock func(), err error) {
 }
 
 // readState reads the file. Its error is a *CannotCheck.
-func readState(path string) (map[string]Remembered, error) {
+func readState(path string) (memory, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return map[string]Remembered{}, nil
+		return memory{logs: map[string]Remembered{}}, nil
 	}
 	if err != nil {
-		return nil, cannot(CodeStateUnreadable, "the state file", err)
+		return memory{}, cannot(CodeStateUnreadable, "the state file", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxState+1))
 	if err == nil && len(b) > maxState {
 		err = fmt.Errorf("it has more than %d bytes", maxState)
 	}
-	var logs map[string]Remembered
+	var m memory
 	if err == nil {
-		logs, err = parseState(b)
+		m, err = parseState(b)
 	}
 	if err != nil {
-		return nil, &CannotCheck{Code: CodeStateUnreadable, Err: err,
+		return m, &CannotCheck{Code: CodeStateUnreadable, Err: err,
 			Reason: fmt.Sprintf("the state file %s is damaged: %v. Restore it, or move it away to begin without history", path, err)}
 	}
-	return logs, nil
+	return m, nil
 }
 
-func parseState(b []byte) (map[string]Remembered, error) {
+func parseState(b []byte) (m memory, err error) {
 	head, body, ok := bytes.Cut(b, []byte("\n"))
 	sum, ok2 := strings.CutPrefix(string(head), stateHeader)
 	if !ok || !ok2 {
-		return nil, fmt.Errorf("it does not begin with %q", stateHeader)
+		return m, fmt.Errorf("it does not begin with %q", stateHeader)
 	}
 	if have := sha256.Sum256(body); sum != hex.EncodeToString(have[:]) {
-		return nil, errors.New("its checksum does not fit")
+		return m, errors.New("its checksum does not fit")
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
 	var file stateFile
 	if err := dec.Decode(&file); err != nil {
-		return nil, err
+		return m, err
 	}
-	logs := make(map[string]Remembered, len(file.Logs))
+	m.logs = make(map[string]Remembered, len(file.Logs))
 	for origin, l := range file.Logs {
 		n, err := c2sp.ParseNote([]byte(l.Note))
 		if err != nil {
-			return nil, err
+			return m, err
 		}
 		c, err := c2sp.ParseCheckpoint(n.Text)
 		if err != nil {
-			return nil, err
+			return m, err
 		}
 		if c.Origin != origin {
-			return nil, fmt.Errorf("a checkpoint of %q stands under %q", c.Origin, origin)
+			return m, fmt.Errorf("a checkpoint of %q stands under %q", c.Origin, origin)
 		}
-		logs[origin] = Remembered{Checkpoint: c, Note: []byte(l.Note), QuorumTime: l.QuorumTime, FreshTime: l.FreshTime}
+		m.logs[origin] = Remembered{Checkpoint: c, Note: []byte(l.Note), QuorumTime: l.QuorumTime, FreshTime: l.FreshTime}
 	}
-	return logs, nil
+	for _, h := range file.Handovers {
+		r := remembered{Handover{[]byte(h.Last), []byte(h.First)}, h.At}
+		if _, _, err := r.names(); err != nil {
+			return m, err
+		}
+		m.handovers = append(m.handovers, r)
+	}
+	return m, nil
 }
 
-func writeState(path string, logs map[string]Remembered) error {
-	file := stateFile{Logs: make(map[string]stored, len(logs))}
-	for origin, r := range logs {
+func writeState(path string, m memory) error {
+	file := stateFile{Logs: make(map[string]stored, len(m.logs))}
+	for _, h := range m.handovers {
+		file.Handovers = append(file.Handovers, storedHandover{string(h.Last), string(h.First), h.at})
+	}
+	for origin, r := range m.logs {
 		file.Logs[origin] = stored{Note: string(r.Note), QuorumTime: r.QuorumTime, FreshTime: r.FreshTime}
 	}
 	body, err := json.MarshalIndent(file, "", "  ")

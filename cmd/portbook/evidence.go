@@ -56,7 +56,10 @@ Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 			r.Reason = err.Error()
 		} else {
 			r.Proven, r.Code, r.Log, r.Witnesses = true, m.Code, m.First.Origin, m.Witnesses
-			r.FirstSize, r.SecondSize = m.First.Size, m.Second.Size
+			r.FirstSize = m.First.Size
+			if m.Second != nil {
+				r.SecondSize = m.Second.Size
+			}
 		}
 		out := cmd.OutOrStdout()
 		switch {
@@ -68,8 +71,11 @@ Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 			fmt.Fprintf(out, "%s: proven\n\n", show(r.File))
 			s, _ := explainCode(r.Code)
 			fmt.Fprint(out, wrap(fmt.Sprintf("%s, %s", show(r.Log), strings.ToLower(s[:1])+s[1:]), 80))
-			fmt.Fprintf(out, "\n  log           %s\n  first tree    size %d, root %x\n  second tree   size %d, root %x\n  code          %s\n",
-				show(r.Log), m.First.Size, m.First.Root, m.Second.Size, m.Second.Root, r.Code)
+			fmt.Fprintf(out, "\n  log           %s\n  first tree    size %d, root %x\n", show(r.Log), m.First.Size, m.First.Root)
+			if m.Second != nil {
+				fmt.Fprintf(out, "  second tree   size %d, root %x\n", m.Second.Size, m.Second.Root)
+			}
+			fmt.Fprintf(out, "  code          %s\n", r.Code)
 			if len(r.Witnesses) > 0 {
 				fmt.Fprintf(out, "  cosigned both %s\n", showAll(r.Witnesses))
 			}

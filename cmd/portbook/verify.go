@@ -110,6 +110,7 @@ policy cannot be used), 3 something could not be checked.`,
 			if v.state, err = client.OpenState(*state); err != nil {
 				return err
 			}
+			v.named, v.policy = v.policy, v.state.Policy(v.policy)
 		}
 		var report verifyReport
 		if *logURL != "" {
@@ -165,8 +166,9 @@ const (
 
 // A verifier holds what is the same for every file of one command.
 type verifier struct {
-	policy        *c2sp.Policy
-	registry      string // "" = whatever the proof says
+	policy        *c2sp.Policy // with the logs that took over from those it names
+	named         *c2sp.Policy // as its owner wrote it
+	registry      string       // "" = whatever the proof says
 	ecosystem     string
 	project, file string         // "" = as the file's name says
 	version       string         // "" = any
@@ -354,25 +356,31 @@ func (v *verifier) history(ctx context.Context, got *client.Verified, proof []by
 type logResult struct {
 	URL    string `json:"url"`
 	Origin string `json:"origin,omitempty"`
-	Asked  bool   `json:"asked"` // its newest checkpoint was had and agrees with what is remembered
-	Code   string `json:"code,omitempty"`
-	Detail string `json:"detail,omitempty"`
+	// Handovers are the logs that ended on the way to Origin, in words.
+	Handovers []string `json:"handovers,omitempty"`
+	Asked     bool     `json:"asked"` // its newest checkpoint was had and agrees with what is remembered
+	Code      string   `json:"code,omitempty"`
+	Detail    string   `json:"detail,omitempty"`
 }
 
 // askLog fetches the log's newest checkpoint into the state.
 func (v *verifier) askLog(ctx context.Context, url string) *logResult {
 	r := &logResult{URL: url}
-	note, err := v.reader.Checkpoint(ctx)
-	if err == nil {
+	if note, err := v.reader.Checkpoint(ctx); err == nil {
 		// Which log this is only matters if it then stands under the policy.
 		if n, perr := c2sp.ParseNote(note); perr == nil {
 			if c, perr := c2sp.ParseCheckpoint(n.Text); perr == nil {
 				r.Origin = c.Origin
 			}
 		}
-		err = v.state.Latest(ctx, v.policy, v.reader)
 	}
+	f, err := v.state.Follow(ctx, v.named, v.reader)
 	if err == nil {
+		v.policy, v.reader = f.Policy, f.Reader
+		for _, h := range f.Handovers {
+			r.Handovers = append(r.Handovers, h.String())
+			r.Origin = h.To
+		}
 		v.origin, r.Asked = r.Origin, true
 		return r
 	}
@@ -496,6 +504,11 @@ func (r *verifyReport) print(out io.Writer, quiet bool) error {
 		}
 		if f.Code != "" && !slices.Contains(codes, f.Code) {
 			codes = append(codes, f.Code)
+		}
+	}
+	if l := r.Log; l != nil && !quiet {
+		for _, h := range l.Handovers {
+			fmt.Fprintf(out, "note: %s\n", oneLine(h))
 		}
 	}
 	if l := r.Log; l != nil && !l.Asked {

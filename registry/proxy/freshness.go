@@ -2,20 +2,51 @@ package proxy
 
 // Freshness and the log's good conduct, judged on the newest checkpoint in the
 // client's state, never on a file's proof. Old news is a warning; a log that
-// went back or shows two histories is refused altogether.
+// went back or shows two histories is refused altogether. A log that has ended
+// is followed to the one that takes over, under the same quorum.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client"
 )
 
-const refreshEvery = 10 * time.Minute
+const (
+	refreshEvery = 10 * time.Minute
+	followEvery  = 30 * time.Second // for a proof of a log that the policy does not name
+)
+
+// followed is what the policy and the log have become.
+type followed struct {
+	policy *c2sp.Policy
+	log    *url.URL // of the log that took over; nil: none did
+}
+
+// policy is the policy with the logs that took over.
+func (p *Proxy) policy() *c2sp.Policy { return p.now.Load().policy }
+
+// follow looks whether the log has ended, at most every followEvery. It reports
+// whether the policy has another log now.
+func (p *Proxy) follow() bool {
+	if p.reader == nil || p.cfg.State == nil {
+		return false
+	}
+	p.following.Lock()
+	defer p.following.Unlock()
+	if t := p.cfg.Now(); p.followedAt.IsZero() || t.Sub(p.followedAt) >= followEvery {
+		p.followedAt = t
+		p.Refresh(context.Background())
+	}
+	return p.now.Load().log != nil
+}
 
 type freshness struct {
 	mu   sync.Mutex
@@ -31,7 +62,16 @@ func (p *Proxy) Refresh(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*logTimeout)
 	defer cancel()
-	err := p.cfg.State.Latest(ctx, p.cfg.Policy, p.reader)
+	was := p.now.Load()
+	f, err := p.cfg.State.Follow(ctx, p.cfg.Policy, p.reader)
+	if err == nil {
+		if log, perr := url.Parse(f.Reader.URL()); perr == nil && len(f.Handovers) > 0 {
+			p.now.Store(&followed{f.Policy, log})
+		}
+		if now := p.now.Load(); !bytes.Equal(now.policy.Bytes(), was.policy.Bytes()) {
+			p.cfg.Logger.Warn("the log was rotated", "what", f.Handovers[len(f.Handovers)-1].String())
+		}
+	}
 	var warn []string
 	var refusal *client.Refusal
 	if errors.As(err, &refusal) {

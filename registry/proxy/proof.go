@@ -139,7 +139,10 @@ func proofURL(u *url.URL) *url.URL {
 // verify checks one proof against the policy, the file, and what is remembered
 // of its log.
 func (p *Proxy) verify(proof []byte, name string, t *told, want *[32]byte) (*client.Verified, error) {
-	v, err := client.VerifyProof(p.cfg.Policy, proof)
+	v, err := client.VerifyProof(p.policy(), proof)
+	if r := (*client.Refusal)(nil); errors.As(err, &r) && r.Code == client.CodeUnknownLog && p.follow() {
+		v, err = client.VerifyProof(p.policy(), proof)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +154,7 @@ func (p *Proxy) verify(proof []byte, name string, t *told, want *[32]byte) (*cli
 		if err != nil {
 			return nil, err
 		}
-		if err := p.cfg.State.Observe(p.cfg.Policy, pr.Checkpoint); isTampering(err) {
+		if err := p.cfg.State.Observe(p.policy(), pr.Checkpoint); isTampering(err) {
 			return nil, err
 		}
 	}
@@ -187,11 +190,21 @@ func (p *Proxy) check(v *client.Verified, name string, t *told, want *[32]byte) 
 // proveByLog asks the log for proofs of a digest and takes the first that is
 // for this file. nil, nil: the log has none.
 func (p *Proxy) proveByLog(ctx context.Context, name string, t *told, sum [32]byte) (*client.Verified, error) {
-	answer, err := p.askLog(ctx, sum)
-	if err != nil {
-		return nil, err
-	}
+	var answer []logAnswer
 	var first error
+	if next := p.now.Load().log; next != nil {
+		answer, first = p.askLog(ctx, next, sum)
+	}
+	if len(answer) == 0 { // the log that took over does not have what was logged before
+		old, err := p.askLog(ctx, p.log, sum)
+		if err != nil {
+			return nil, errors.Join(first, err)
+		}
+		if len(old) == 0 {
+			return nil, first // what is not known is not "none"
+		}
+		answer, first = old, nil
+	}
 	for _, a := range answer {
 		proof, err := a.proof()
 		if err != nil {
@@ -227,8 +240,8 @@ func (a logAnswer) proof() ([]byte, error) {
 
 // askLog is GET /v1/proof?sha256=, with attempts. No answers, no error: the log
 // does not know the digest.
-func (p *Proxy) askLog(ctx context.Context, sum [32]byte) ([]logAnswer, error) {
-	u := p.log.JoinPath("v1/proof")
+func (p *Proxy) askLog(ctx context.Context, log *url.URL, sum [32]byte) ([]logAnswer, error) {
+	u := log.JoinPath("v1/proof")
 	u.RawQuery = "sha256=" + hex.EncodeToString(sum[:])
 	for i := 0; ; i++ {
 		answers, err := p.askLogOnce(ctx, u)

@@ -23,6 +23,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -81,6 +83,7 @@ type Proxy struct {
 	userinfo *url.Userinfo // of Index
 	log      *url.URL
 	reader   *client.Reader
+	now      atomic.Pointer[followed]
 	up       *upstream
 	seen     *seen
 	counts   counts
@@ -88,6 +91,9 @@ type Proxy struct {
 	holding  *semaphore.Weighted // bytes held in memory by all requests
 	holdFor  time.Duration       // then an answer begins although the file is not all there
 	stall    time.Duration       // between two reads of a file; then it is broken off
+
+	following  sync.Mutex
+	followedAt time.Time // guarded by following
 }
 
 const (
@@ -114,6 +120,10 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.Policy == nil {
 		return nil, errors.New("proxy: no policy")
+	}
+	p.now.Store(&followed{policy: cfg.Policy})
+	if cfg.State != nil {
+		p.now.Store(&followed{policy: cfg.State.Policy(cfg.Policy)})
 	}
 	if err := entry.CheckRegistry(cfg.Registry); err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
