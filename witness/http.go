@@ -5,6 +5,7 @@ package witness
 //	POST /add-checkpoint            200 signature lines · 409 text/x.tlog.size
 //	POST /sign-subtree              200 signature lines
 //	GET  /<origin hash>/checkpoint  200 the checkpoint with our cosignatures
+//	GET  /                          200 the status page, for people
 //
 // Every other answer is a problem document (RFC 9457).
 
@@ -34,9 +35,10 @@ const (
 // prefix are wherever it is mounted.
 func (w *Witness) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/add-checkpoint", only(http.MethodPost, w.sign(w.AddCheckpoint)))
-	mux.Handle("/sign-subtree", only(http.MethodPost, w.sign(w.SignSubtree)))
+	mux.Handle("/add-checkpoint", only(http.MethodPost, w.sign(w.addCheckpoint)))
+	mux.Handle("/sign-subtree", only(http.MethodPost, w.sign(w.signSubtree)))
 	mux.Handle("/{hash}/checkpoint", only(http.MethodGet, w.serveCheckpoint))
+	mux.Handle("/{$}", only(http.MethodGet, w.serveStatus))
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
 		problem(rw, http.StatusNotFound, "this is a c2sp.org/tlog-witness: it has add-checkpoint, sign-subtree and <origin hash>/checkpoint")
 	})
@@ -70,14 +72,21 @@ func only(method string, h http.HandlerFunc) http.Handler {
 }
 
 // sign serves a call that takes a request body and answers with signature lines.
-func (w *Witness) sign(call func(context.Context, []byte) ([]byte, error)) http.HandlerFunc {
-	return func(rw http.ResponseWriter, r *http.Request) {
+func (w *Witness) sign(call func(context.Context, []byte) (string, []byte, error)) http.HandlerFunc {
+	return func(out http.ResponseWriter, r *http.Request) {
+		rw := &statusWriter{ResponseWriter: out, status: http.StatusOK}
+		log := ""
+		defer func() { w.metrics.request(log, rw.status) }()
 		body, done, ok := w.readBody(rw, r)
 		if !ok {
 			return
 		}
 		defer done()
-		lines, err := call(r.Context(), body)
+		origin, lines, err := call(r.Context(), body)
+		var unknown *UnknownLogError
+		if !errors.As(err, &unknown) { // else the origin is anybody's word
+			log = origin
+		}
 		if err != nil {
 			w.refuse(rw, err)
 			return
@@ -88,16 +97,28 @@ func (w *Witness) sign(call func(context.Context, []byte) ([]byte, error)) http.
 	}
 }
 
+// statusWriter remembers the status code of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // readBody reads a bounded request body; if it is not ok it has answered. done
 // is called once the body has been judged.
-func (w *Witness) readBody(rw http.ResponseWriter, r *http.Request) (body []byte, done func(), ok bool) {
+func (w *Witness) readBody(rw *statusWriter, r *http.Request) (body []byte, done func(), ok bool) {
 	done = func() {}
 	if r.ContentLength > MaxBody {
 		rw.Header().Set("Connection", "close")
 		problem(rw, http.StatusRequestEntityTooLarge, tooLarge)
 		return nil, nil, false
 	}
-	in := http.MaxBytesReader(rw, r.Body, MaxBody)
+	in := http.MaxBytesReader(rw.ResponseWriter, r.Body, MaxBody)
 	body, err := io.ReadAll(io.LimitReader(in, smallBody))
 	if err == nil && len(body) == smallBody {
 		select {

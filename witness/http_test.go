@@ -123,7 +123,7 @@ func TestSlowClientsAreCut(t *testing.T) {
 		"half a body":         "POST /add-checkpoint HTTP/1.1\r\nHost: w\r\nContent-Length: 100\r\n\r\nold 5",
 		"a chunk of a body":   "POST /add-checkpoint HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nold\r\n",
 		"a header of 64 KiB":  "GET / HTTP/1.1\r\nHost: w\r\nX-Big: " + strings.Repeat("x", 64<<10) + "\r\n\r\n",
-		"stays after a reply": "GET / HTTP/1.1\r\nHost: w\r\n\r\n",
+		"stays after a reply": "GET /nothing HTTP/1.1\r\nHost: w\r\n\r\n",
 	} {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {

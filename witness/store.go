@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -55,6 +56,8 @@ type Store struct {
 	serve   *sql.Stmt
 	parsed  sync.Map // vkey (string) -> *c2sp.Key, of the keys in the database
 	mark    *mark    // nil: none is kept
+	// observe, if set, is told of each commit.
+	observe atomic.Pointer[func(heads int, took time.Duration)]
 
 	closing   sync.RWMutex // held for reading while an advance is handed over
 	started   bool         // commit runs
@@ -539,7 +542,11 @@ func (s *Store) commit() {
 				break gather
 			}
 		}
+		start := time.Now()
 		results, err := s.writeTogether(batch)
+		if observe := s.observe.Load(); observe != nil {
+			(*observe)(len(batch), time.Since(start))
+		}
 		for i, a := range batch {
 			if err != nil {
 				a.done <- fmt.Errorf("writing %s: %w", s.path, err)

@@ -46,6 +46,9 @@ type Witness struct {
 	big     chan struct{} // one for each large request body being read or judged
 	warn    *rate.Limiter // of warnings that any stranger can cause again and again
 
+	metrics *metrics
+	started time.Time
+
 	// testBeforeAdvance, if set, is called between the judgement and the
 	// compare-and-swap. It makes a race certain.
 	testBeforeAdvance func()
@@ -85,6 +88,12 @@ func New(c Config) (*Witness, error) {
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
+	w.started, w.metrics = w.now(), newMetrics(c.Store)
+	observe := func(heads int, took time.Duration) {
+		w.metrics.together.Observe(float64(heads))
+		w.metrics.commit.Observe(took.Seconds())
+	}
+	c.Store.observe.Store(&observe)
 	return w, nil
 }
 
@@ -127,9 +136,15 @@ func parseRequest(body []byte) (*request, error) {
 // is on the disk. Its errors are those of errors.go; any other is our own
 // failure and says nothing about the log. See TestEveryMust.
 func (w *Witness) AddCheckpoint(ctx context.Context, body []byte) ([]byte, error) {
+	_, lines, err := w.addCheckpoint(ctx, body)
+	return lines, err
+}
+
+// addCheckpoint also tells the origin, if the request is in the grammar.
+func (w *Witness) addCheckpoint(ctx context.Context, body []byte) (origin string, lines []byte, err error) {
 	req, err := parseRequest(body)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	// A client that hangs up must not leave it open what was written; a disk
 	// that hangs must not collect requests without end.
@@ -140,9 +155,9 @@ func (w *Witness) AddCheckpoint(ctx context.Context, body []byte) ([]byte, error
 		if errors.Is(err, errMoved) {
 			continue // another request won; judge this one by what is true now
 		}
-		return lines, err
+		return req.cp.Origin, lines, err
 	}
-	return nil, fmt.Errorf("log %q: %d attempts were overtaken by other requests", req.cp.Origin, maxAttempts)
+	return req.cp.Origin, nil, fmt.Errorf("log %q: %d attempts were overtaken by other requests", req.cp.Origin, maxAttempts)
 }
 
 // attempt judges req against the state as it is, once.
@@ -167,6 +182,7 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	// the bytes received: should the two ever differ, they are good for nothing.
 	note := c2sp.Note{Text: req.cp.Text(), Sigs: logSigs}
 	var lines []byte
+	begun := time.Now()
 	for _, signer := range w.signers {
 		cosig, err := signer.Cosign(req.cp, at)
 		if err != nil {
@@ -175,6 +191,7 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 		note.Sigs = append(note.Sigs, cosig)
 		lines = append(lines, cosig.Line()...)
 	}
+	w.metrics.signing.Observe(time.Since(begun).Seconds())
 	head := Head{Size: req.cp.Size, Root: req.cp.Root, Time: time.Unix(at.Unix(), 0), Note: note.Bytes()}
 	if w.testBeforeAdvance != nil {
 		w.testBeforeAdvance()
@@ -293,21 +310,32 @@ func (w *Witness) checkClock(now time.Time, head *Head) error {
 // cosigned the reference checkpoint says that it was seen and was consistent.
 // See TestEverySubtreeMust.
 func (w *Witness) SignSubtree(ctx context.Context, body []byte) ([]byte, error) {
+	_, lines, err := w.signSubtree(ctx, body)
+	return lines, err
+}
+
+// signSubtree also tells the origin, if the request is in the grammar.
+func (w *Witness) signSubtree(ctx context.Context, body []byte) (origin string, lines []byte, err error) {
 	req, err := c2sp.ParseSignSubtree(body)
 	if err != nil {
-		return nil, &MalformedError{err}
+		return "", nil, &MalformedError{err}
 	}
 	note, err := c2sp.ParseNote(req.Checkpoint)
 	if err != nil {
-		return nil, &MalformedError{err}
+		return "", nil, &MalformedError{err}
 	}
 	cp, err := c2sp.ParseCheckpoint(note.Text)
 	if err != nil {
-		return nil, &MalformedError{err}
+		return "", nil, &MalformedError{err}
 	}
 	if req.End > cp.Size {
-		return nil, &MalformedError{fmt.Errorf("the subtree ends at %d, beyond the checkpoint's size %d", req.End, cp.Size)}
+		return "", nil, &MalformedError{fmt.Errorf("the subtree ends at %d, beyond the checkpoint's size %d", req.End, cp.Size)}
 	}
+	lines, err = w.judgeSubtree(ctx, req, cp, note)
+	return cp.Origin, lines, err
+}
+
+func (w *Witness) judgeSubtree(ctx context.Context, req *c2sp.SignSubtree, cp c2sp.Checkpoint, note *c2sp.Note) ([]byte, error) {
 	if _, err := w.store.Log(ctx, cp.Origin); err != nil {
 		return nil, err
 	}

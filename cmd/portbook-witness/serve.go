@@ -40,6 +40,7 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 	mark := markFlag(cmd)
 	beside := cmd.Flags().Bool("mark-beside", false, "allow the mark on the directory's own file system, where a restored snapshot brings both back")
 	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
+	admin := cmd.Flags().String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics); default: none")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		d, err := witness.OpenDir(*dir)
@@ -62,6 +63,18 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 		l, err := net.Listen("tcp", *listen)
 		if err != nil {
 			return err
+		}
+		if *admin != "" {
+			a, err := net.Listen("tcp", *admin)
+			if err != nil {
+				return errors.Join(err, l.Close())
+			}
+			mux := http.NewServeMux()
+			mux.Handle("GET /metrics", w.Metrics())
+			srv := witness.NewServer(mux)
+			defer srv.Close()
+			go srv.Serve(a)
+			journal.Info("metrics", "url", "http://"+a.Addr().String()+"/metrics")
 		}
 		stopTracing, err := telemetry.Setup(cmd.Context(), "portbook-witness", journal)
 		if err != nil {
