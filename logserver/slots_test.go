@@ -116,6 +116,7 @@ func rows(t testing.TB, dir string) string {
 func (r *rig) replayed(l *Log) {
 	r.t.Helper()
 	l.Close()
+	r.audited()
 	lived := rows(r.t, r.dir)
 	removeDB(r.t, r.dir, slotsFile)
 	r.ready().Close()

@@ -30,6 +30,8 @@ type Config struct {
 
 	// Index is what the server's uniqueness index holds; nil: it is not checked.
 	Index *IndexDigest
+	// IndexTrouble is why the index could not be read, if it is there.
+	IndexTrouble error
 
 	Workers   int    // 0: one for each processor
 	MaxMemory int    // bytes of records kept in memory; 0: 256 MiB
@@ -212,7 +214,11 @@ func (a *audit) run(ctx context.Context) error {
 	a.hold(others, theirs, mine, ours, w)
 	if a.home != nil {
 		a.home.judge(inside, published, w, a.out)
-		if err := a.home.leftovers(ctx, published.Size, w.size, a.cfg.Workers, a.out, a.report); err != nil {
+		shown := map[int64]bool{published.Size: true}
+		for _, o := range others {
+			shown[o.checkpoint.Size] = true
+		}
+		if err := a.home.leftovers(ctx, published.Size, w.size, shown, a.cfg.Workers, a.out, a.report); err != nil {
 			return err
 		}
 	}
@@ -290,6 +296,9 @@ func (a *audit) uniqueness(u *uniqueness, w *walk) error {
 		a.out.note("%d bundles could not be used: uniqueness and references were checked in the rest", len(u.gaps))
 	}
 	i := a.cfg.Index
+	if err := a.cfg.IndexTrouble; err != nil {
+		a.out.add(Damage, "index", "uniqueness index", "it cannot be read: %v", plain(err))
+	}
 	if i == nil {
 		return nil
 	}

@@ -219,14 +219,18 @@ func (h *home) judge(trees []*target, published Checkpoint, w *walk, out *findin
 // leftovers looks at every file below the engine's directory: whether a tree of
 // the audited size needs it, and if a wider tile replaces it, that they agree:
 // a reader who asks for the narrower one is given that.
-func (h *home) leftovers(ctx context.Context, published, size int64, workers int, out *findings, r *Report) error {
+//
+// One that does not is what a killed server leaves: it had written a batch that
+// was never integrated, and another took its place. No tree of that size was
+// ever signed, unless shown, the sizes of checkpoints that somebody saw, says so.
+func (h *home) leftovers(ctx context.Context, published, size int64, shown map[int64]bool, workers int, out *findings, r *Report) error {
 	root := filepath.Join(h.dir, engineDir)
 	partials := make(chan []tile)
 	var working sync.WaitGroup
 	for range workers {
 		working.Go(func() {
 			for group := range partials {
-				h.compare(ctx, group, size, out)
+				h.compare(ctx, group, size, shown, out)
 			}
 		})
 	}
@@ -318,7 +322,7 @@ func (h *home) partials(rel, path string, published, size int64, out *findings, 
 }
 
 // compare holds partial tiles against the widest that the audited tree has.
-func (h *home) compare(ctx context.Context, group []tile, size int64, out *findings) {
+func (h *home) compare(ctx context.Context, group []tile, size int64, shown map[int64]bool, out *findings) {
 	whole := group[0]
 	index, width := last(max(whole.level, 0), size)
 	if whole.width = perTile; whole.index == index {
@@ -344,8 +348,11 @@ func (h *home) compare(ctx context.Context, group []tile, size int64, out *findi
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil && !missing(err):
 			out.cannot("%s: %v", t.path(), err)
-		case n > len(full) || !bytes.Equal(raw, full[:n]):
-			out.add(Damage, "partial", t.path(), "is not the beginning of %s: who asks for that width is given it; a wider one is there, so it may be removed", whole.path())
+		case n <= len(full) && bytes.Equal(raw, full[:n]):
+		case t.level <= 0 && shown[t.index*perTile+int64(t.width)]:
+			out.add(Damage, "partial", t.path(), "is not the beginning of %s, and the log has shown a tree that ends with it; a wider one is there, so it may be removed", whole.path())
+		default:
+			out.add(Leftover, "partial", t.path(), "is not the beginning of %s: of a write that was interrupted; it may be removed", whole.path())
 		}
 	}
 }
