@@ -247,17 +247,24 @@ func (r *keyring) ownPolicy(p *c2sp.Policy) error {
 		named[l.Key.String()] = l
 	}
 	var missing []c2sp.PolicyLog
-	for _, s := range r.signing {
-		l, ok := named[s.Key().String()]
-		if l.Retired {
-			return fmt.Errorf("policy: key %s of this log is called retired, and it signs", name(s.Key()))
-		}
-		if !ok {
-			missing = append(missing, c2sp.PolicyLog{Key: s.Key()})
+	var signing []*c2sp.Key // also where the signers are on another server
+	for _, k := range r.keys {
+		if k.State != KeyRetired {
+			signing = append(signing, k.key)
 		}
 	}
-	if len(p.Logs) > 0 && len(missing) == len(r.signing) {
-		return fmt.Errorf("policy: none of its log lines has this log's key %s", r.signing[0].Key())
+	slices.SortStableFunc(signing, func(a, b *c2sp.Key) int { return int(a.Alg()) - int(b.Alg()) })
+	for _, k := range signing {
+		l, ok := named[k.String()]
+		if l.Retired {
+			return fmt.Errorf("policy: key %s of this log is called retired, and it signs", name(k))
+		}
+		if !ok {
+			missing = append(missing, c2sp.PolicyLog{Key: k})
+		}
+	}
+	if len(p.Logs) > 0 && len(missing) == len(signing) {
+		return fmt.Errorf("policy: none of its log lines has this log's key %s", signing[0])
 	}
 	for _, k := range r.keys {
 		for _, w := range p.Witnesses {

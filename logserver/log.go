@@ -19,9 +19,12 @@ import (
 
 // Config says how a log is served.
 type Config struct {
-	Dir    string       // made by Init
-	Signer Signer       // the log's Ed25519 key; its name is the origin
-	Also   []Signer     // its other keys that are not retired; see Identity
+	Dir    string   // made by Init
+	Signer Signer   // the log's Ed25519 key; its name is the origin
+	Also   []Signer // its other keys that are not retired; see Identity
+	// Shared makes this server a frontend of a shared log: then Dir is its own,
+	// and Signer may be nil.
+	Shared *SharedConfig
 	Policy *c2sp.Policy // the publish policy; its log lines, if any, must have one of the keys
 	Logger *slog.Logger
 	Now    func() time.Time // of entries the log itself makes, and of tokens
@@ -85,7 +88,8 @@ type Log struct {
 	engine *engine
 	anchor anchor
 	slots  *slots
-	pub    *publisher
+	pub    *publisher // of a shared log too
+	shared *shared    // nil unless the log is shared
 
 	streams *streams // progress of named streams; nil: none is remembered
 	// indexed, if set before the log is opened for writing, is called with entries
@@ -151,6 +155,9 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	cfg.defaults()
 	policy := *cfg.Policy // ownPolicy may add to it
 	cfg.Policy = &policy
+	if cfg.Shared != nil {
+		return openSharedLog(ctx, cfg)
+	}
 	id, err := ReadIdentity(cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -159,6 +166,19 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	l, err := newLog(cfg, keys, directory(filepath.Join(cfg.Dir, engineDir)))
+	if err != nil {
+		return nil, err
+	}
+	l.successorOf = id.SuccessorOf
+	if err := l.open(ctx, id); err != nil {
+		return nil, errors.Join(err, l.release())
+	}
+	return l, nil
+}
+
+// newLog locks the directory of a log and makes what every log has.
+func newLog(cfg Config, keys *keyring, src tileSource) (*Log, error) {
 	if err := keys.ownPolicy(cfg.Policy); err != nil {
 		return nil, err
 	}
@@ -171,7 +191,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		cfg: cfg, keys: keys, src: directory(filepath.Join(cfg.Dir, engineDir)), lock: lock, board: newBoard(), tiles: newTileCache(),
+		cfg: cfg, keys: keys, src: src, lock: lock, board: newBoard(), tiles: newTileCache(),
 		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
 		rate: rate.NewLimiter(rate.Limit(cfg.MaxRate), cfg.MaxRate), admission: admission{of: map[string]int{}},
 		quotas: newQuotas(cfg.Now), refusals: newRefusals(),
@@ -180,10 +200,6 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	}
 	l.static = newStatic(l.src, false)
 	l.metrics = newMetrics(l)
-	l.successorOf = id.SuccessorOf
-	if err := l.open(ctx, id); err != nil {
-		return nil, errors.Join(err, l.release())
-	}
 	return l, nil
 }
 
@@ -381,9 +397,16 @@ func (l *Log) makeSure(ctx context.Context) error {
 	})
 }
 
+func (l *Log) integrated(ctx context.Context) (uint64, error) {
+	if l.shared != nil {
+		return l.shared.integrated(), nil
+	}
+	return l.engine.size(ctx)
+}
+
 // entryAt reads an integrated entry.
 func (l *Log) entryAt(index int64) (*entry.Entry, error) {
-	size, err := l.engine.size(context.Background())
+	size, err := l.integrated(context.Background())
 	if err != nil {
 		return nil, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
@@ -397,7 +420,7 @@ func (l *Log) entryAt(index int64) (*entry.Entry, error) {
 func (l *Log) setStatus(s Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.status.Latched {
+	if !l.status.Latched && l.status.Reason != errClosing {
 		l.status = s
 	}
 }
@@ -491,6 +514,9 @@ func (l *Log) release() error {
 	}
 	if l.anchor != nil {
 		l.anchor.close()
+	}
+	if l.shared != nil {
+		err = errors.Join(err, l.shared.release())
 	}
 	for _, w := range l.witnesses {
 		w.http.CloseIdleConnections()

@@ -237,5 +237,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	stopSharedPostgres()
+	os.Exit(code)
 }

@@ -415,15 +415,7 @@ func equalDigest(a, b *submission) (same, comparable bool) {
 // slot. It is logged once for each digest, and only while the submitter has
 // credit: entries that a stranger can cause are bounded.
 func (q *sequencer) recordConflict(s *submission, c *ConflictError) {
-	var id [16]byte
-	rand.Read(id[:])
-	e := &entry.Entry{
-		Kind: entry.KindConflict, Claim: entry.ClaimLog,
-		Registry: c.Slot.Registry, Ecosystem: c.Slot.Ecosystem, Project: c.Slot.Project, File: c.Slot.File,
-		SlotClaim: c.Slot.Claim, SHA256: s.entry.SHA256, SHA512: s.entry.SHA512, FirstIndex: entry.Uint(c.FirstIndex),
-		ID: hex.EncodeToString(id[:]), Time: q.now().UTC().Format(entry.TimeFormat),
-	}
-	sub, err := newSubmission(e, s.credit)
+	sub, err := conflictEntry(s, c, q.now())
 	if err != nil {
 		q.logger.Error("conflict entry is malformed", "err", err)
 		return
@@ -433,6 +425,19 @@ func (q *sequencer) recordConflict(s *submission, c *ConflictError) {
 	default: // the queue is full: the refusal stands, its record can wait for the next attempt
 		q.logger.Warn("queue full: a conflict was refused but not recorded", "project", c.Slot.Project)
 	}
+}
+
+// conflictEntry is the record that s was refused.
+func conflictEntry(s *submission, c *ConflictError, now time.Time) (*submission, error) {
+	var id [16]byte
+	rand.Read(id[:])
+	e := &entry.Entry{
+		Kind: entry.KindConflict, Claim: entry.ClaimLog,
+		Registry: c.Slot.Registry, Ecosystem: c.Slot.Ecosystem, Project: c.Slot.Project, File: c.Slot.File,
+		SlotClaim: c.Slot.Claim, SHA256: s.entry.SHA256, SHA512: s.entry.SHA512, FirstIndex: entry.Uint(c.FirstIndex),
+		ID: hex.EncodeToString(id[:]), Time: now.UTC().Format(entry.TimeFormat),
+	}
+	return newSubmission(e, s.credit)
 }
 
 // wait collects the driver's answers and resolves submissions. Batches that

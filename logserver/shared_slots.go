@@ -1,0 +1,699 @@
+package logserver
+
+// Uniqueness of a shared log, decided by any number of frontends at once:
+//
+//	submit ─▶ [batch] ─▶ one transaction: reserve (INSERT … ON CONFLICT DO
+//	NOTHING), look at the rows, take back what is refused, commit ─▶ queue with
+//	the engine ─▶ the publisher integrates it and writes its index ─▶ whoever waits
+//
+// A reservation is the submission itself: its random ID and its leaf are durable
+// before the engine hears of it, and the engine takes each ID once. So anyone
+// may queue it again, and nobody ever takes it back: it will be in the log.
+//
+// The rules are those of slots.go and of needs (sequencer.go): verdict and
+// applyTo are the same functions. What an entry in flight may yet change is not
+// decided before that entry is applied. Uploads share an advisory lock for the
+// length of their transaction; a reject, remove or registry policy has it alone,
+// so each sees all that the others have reserved.
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/portbook/portbook/entry"
+)
+
+// submissionID names a submission to the engine, which takes each once.
+type submissionID = [32]byte
+
+const (
+	sharedBatch    = 512
+	sharedQueuers  = 64                     // calls of the engine at once
+	heldPause      = 20 * time.Millisecond  // before what is held back is looked at again
+	followPause    = 200 * time.Millisecond // between two looks at the database while nothing is heard
+	waitingFor     = 5 * time.Second        // that a need is kept for one who waits to have it alone
+	queueRetry     = 250 * time.Millisecond
+	decideAttempts = 3
+)
+
+// sharedSequencer decides submissions in the shared database.
+type sharedSequencer struct {
+	pool    *pgxpool.Pool
+	engine  SharedEngine
+	entryAt func(index int64) (*entry.Entry, error)
+	now     func() time.Time
+	logger  *slog.Logger
+	in      chan []*submission
+	gone    <-chan struct{} // closed when run has returned, or never runs
+	owner   [16]byte        // of rows in waiting
+
+	// Owned by the run goroutine.
+	held []*submission // wait for what is in flight, in order of arrival
+
+	mu     sync.Mutex
+	flight map[submissionID]*sharedFlight // guarded by mu; not known to be integrated
+	seen   int64                          // guarded by mu; indexes below it have been given out
+
+	testDecided func() // called in tests between the commit and the engine
+}
+
+// sharedFlight is a submission on its way into the log, of this frontend or of
+// another one, and who waits for its index here.
+type sharedFlight struct {
+	id     submissionID
+	digest []byte
+	leaf   []byte
+	own    *submission   // whose reservation it is; nil: another frontend's
+	joined []*submission // for the same slot
+}
+
+func newSharedSequencer(pool *pgxpool.Pool, engine SharedEngine) *sharedSequencer {
+	q := &sharedSequencer{pool: pool, engine: engine, in: make(chan []*submission, queueMax), flight: map[submissionID]*sharedFlight{}}
+	rand.Read(q.owner[:])
+	return q
+}
+
+// submit implements sequencing.
+func (q *sharedSequencer) submit(ctx context.Context, subs []*submission) error {
+	select {
+	case q.in <- subs:
+		return nil
+	case <-q.gone:
+		return fmt.Errorf("%w: %w", ErrReadOnly, errClosing)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run implements sequencing.
+func (q *sharedSequencer) run(ctx context.Context) {
+	var queuing sync.WaitGroup
+	defer queuing.Wait()
+	queue := make(chan *sharedFlight, 4*sharedBatch)
+	defer close(queue)
+	for range sharedQueuers {
+		queuing.Go(func() {
+			for f := range queue {
+				q.queueOne(ctx, f)
+			}
+		})
+	}
+	for {
+		var again <-chan time.Time
+		if len(q.held) > 0 {
+			again = time.After(heldPause)
+		}
+		select {
+		case <-ctx.Done():
+			closing := fmt.Errorf("%w: %w", ErrReadOnly, errClosing)
+			refuse(q.held, closing)
+			for {
+				select {
+				case subs := <-q.in:
+					refuse(subs, closing)
+					continue
+				default:
+				}
+				return
+			}
+		case <-again:
+			q.decide(ctx, nil, queue)
+		case batch := <-q.in:
+			batch = slices.Clone(batch) // the caller keeps the other
+			for len(batch) < sharedBatch && len(q.in) > 0 {
+				batch = append(batch, <-q.in...) // nobody else receives
+			}
+			q.decide(ctx, batch, queue)
+		}
+	}
+}
+
+func refuse(subs []*submission, err error) {
+	for _, s := range subs {
+		s.resolve(0, false, err)
+	}
+}
+
+// queueOne hands a reserved submission to the engine, until it has it or the
+// server stops: then the publisher's sweep does.
+func (q *sharedSequencer) queueOne(ctx context.Context, f *sharedFlight) {
+	for pause := queueRetry; ; pause = min(2*pause, 5*time.Second) {
+		if ctx.Err() != nil {
+			return
+		}
+		err := q.engine.Queue(ctx, f.id, f.leaf)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		q.logger.Warn("the engine did not take an entry; trying again", "err", err)
+		if !sleep(ctx, pause) {
+			return
+		}
+		q.mu.Lock()
+		there := q.flight[f.id] != nil
+		q.mu.Unlock()
+		if !there {
+			return // somebody else queued it, and it is in the log
+		}
+	}
+}
+
+// alone is the need that e has alone, nil if it has none.
+func aloneNeed(s *submission) []byte {
+	for _, n := range s.needs {
+		if n.alone {
+			return n.key[:]
+		}
+	}
+	return nil
+}
+
+// policyNeed is the policy that an upload goes by, nil for other kinds.
+func policyNeed(s *submission) []byte {
+	if s.entry.Kind != entry.KindUpload {
+		return nil
+	}
+	return s.needs[1].key[:]
+}
+
+// decide decides what is held back, then batch. What must be alone has a
+// transaction of its own, in its turn.
+func (q *sharedSequencer) decide(ctx context.Context, batch []*submission, queue chan<- *sharedFlight) {
+	batch = append(q.held, batch...)
+	q.held = nil
+	waiting := usage{} // the needs of what is held back: nothing overtakes it
+	for len(batch) > 0 {
+		n := slices.IndexFunc(batch, func(s *submission) bool { return aloneNeed(s) != nil })
+		switch {
+		case n == 0:
+			n = 1
+		case n < 0:
+			n = len(batch)
+		}
+		var part []*submission
+		for _, s := range batch[:n] {
+			if waiting.allows(s.needs) {
+				part = append(part, s)
+			} else {
+				q.held = append(q.held, s)
+				waiting.add(s.needs, 1)
+			}
+		}
+		batch = batch[n:]
+		for len(part) > 0 {
+			m := min(len(part), sharedBatch)
+			for _, s := range q.decidePart(ctx, part[:m], queue) {
+				q.held = append(q.held, s)
+				waiting.add(s.needs, 1)
+			}
+			part = part[m:]
+		}
+	}
+}
+
+// decidePart decides submissions that need nothing alone, or one that does, and
+// returns those that must wait for what is in flight.
+func (q *sharedSequencer) decidePart(ctx context.Context, subs []*submission, queue chan<- *sharedFlight) (held []*submission) {
+	var d *sharedDecision
+	var err error
+	for range decideAttempts {
+		d = &sharedDecision{q: q, byKey: map[[32]byte]*sharedFlight{}}
+		err = pgx.BeginFunc(ctx, q.pool, func(tx pgx.Tx) error { return d.inTx(ctx, tx, subs) })
+		if err == nil {
+			break
+		}
+		subs = d.forget(subs)
+		if !isContended(err) {
+			break
+		}
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			q.logger.Error("the shared database cannot decide on submissions", "err", err)
+		}
+		// A commit that failed may have happened all the same: then the sweep
+		// queues what it reserved, and the same submission joins it.
+		refuse(subs, databaseTrouble(publicTrouble(err)))
+		return nil
+	}
+	if q.testDecided != nil {
+		q.testDecided()
+	}
+	for _, f := range d.fresh {
+		select {
+		case queue <- f:
+		case <-ctx.Done():
+		}
+	}
+	for _, o := range d.outcomes {
+		var conflict *ConflictError
+		if errors.As(o.err, &conflict) && conflict.Slot.File != "" {
+			q.recordConflict(o.sub, conflict)
+		}
+		o.sub.resolve(o.index, false, o.err)
+	}
+	if foreign := d.join(); len(foreign) > 0 {
+		q.look(ctx, foreign)
+	}
+	return d.held
+}
+
+// isContended says that the database gave up on a transaction for the sake of
+// another one.
+func isContended(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && (e.Code == "40001" || e.Code == "40P01")
+}
+
+// publicTrouble leaves away what a caller must not see.
+func publicTrouble(err error) error {
+	if errors.Is(err, errUnsafe) || errors.Is(err, errNotOpen) || errors.Is(err, errLatched) {
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+	}
+	return fmt.Errorf("%w: the uniqueness database cannot be written", ErrStorage)
+}
+
+var errNotOpen = errors.New("no publisher has made sure of the log yet since its database started")
+
+// sharedDecision is one transaction.
+type sharedDecision struct {
+	q        *sharedSequencer
+	fresh    []*sharedFlight            // reserved by us
+	byKey    map[[32]byte]*sharedFlight // in flight
+	joining  []*submission              // what is in flight in byKey
+	held     []*submission
+	outcomes []sharedOutcome
+
+	registered bool // fresh is known to the followers
+}
+
+type sharedOutcome struct {
+	sub   *submission
+	index uint64
+	err   error
+}
+
+// forget takes back what inTx told the followers to look out for, and returns
+// those of subs that have no answer yet.
+func (d *sharedDecision) forget(subs []*submission) []*submission {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	answered := map[*submission]bool{}
+	for _, f := range d.fresh {
+		// The commit may have happened, and the entry have arrived.
+		answered[f.own] = d.q.flight[f.id] == nil && d.registered
+		delete(d.q.flight, f.id)
+	}
+	return slices.DeleteFunc(slices.Clone(subs), func(s *submission) bool { return answered[s] })
+}
+
+// join lets submissions wait for what is in flight for their slot, and returns
+// the flights that may have arrived before we listened.
+func (d *sharedDecision) join() (look []submissionID) {
+	q := d.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range d.joining {
+		f := d.byKey[s.key]
+		known := q.flight[f.id]
+		if known == nil {
+			known = &sharedFlight{id: f.id, digest: f.digest, leaf: f.leaf}
+			q.flight[f.id] = known
+			look = append(look, f.id)
+		}
+		known.joined = append(known.joined, s)
+	}
+	return look
+}
+
+func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission) error {
+	q := d.q
+	alone := aloneNeed(subs[0]) != nil // then it is the only one
+	lock := "SELECT pg_advisory_xact_lock_shared($1, $2)"
+	if alone {
+		lock = "SELECT pg_advisory_xact_lock($1, $2)"
+	}
+	// One reservation for each slot; the others of this batch join it. In the
+	// order of keys, so that two frontends do not wait for each other.
+	first := map[[32]byte]*sharedFlight{}
+	var later []*submission
+	var try []*sharedFlight
+	for _, s := range subs {
+		if first[s.key] != nil {
+			later = append(later, s)
+			continue
+		}
+		f := &sharedFlight{digest: s.digest, leaf: s.leaf, own: s}
+		rand.Read(f.id[:])
+		first[s.key] = f
+		try = append(try, f)
+	}
+	slices.SortFunc(try, func(a, b *sharedFlight) int { return bytes.Compare(a.own.key[:], b.own.key[:]) })
+	var ids, keys, digests, leaves, alones, policies, needed, slotKeys [][]byte
+	var registries, ecosystems []string
+	for _, f := range try {
+		s := f.own
+		ids, keys, digests, leaves = append(ids, f.id[:]), append(keys, s.key[:]), append(digests, s.digest), append(leaves, s.leaf)
+		alones, policies = append(alones, aloneNeed(s)), append(policies, policyNeed(s))
+		for _, n := range s.needs {
+			needed = append(needed, n.key[:])
+		}
+		slotKeys = append(slotKeys, s.key[:])
+		if s.entry.Kind == entry.KindReject {
+			k := uploadSlot(s.entry).Key()
+			slotKeys = append(slotKeys, k[:])
+		}
+		if s.entry.Kind == entry.KindUpload {
+			registries, ecosystems = append(registries, s.entry.Registry), append(ecosystems, s.entry.Ecosystem)
+		}
+	}
+
+	var state struct {
+		tail            int64
+		open            bool
+		latched, unsafe string
+	}
+	reserved := map[submissionID]bool{}
+	blocked := map[[32]byte]bool{}
+	rows := mapRows{slots: map[[32]byte]*slotRow{}, policies: map[[2]string]string{}}
+	b := &pgx.Batch{}
+	b.Queue(lock, lockClass, lockDecision)
+	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
+		return r.Scan(&state.tail, &state.open, &state.latched, &state.unsafe)
+	})
+	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy)
+		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])
+		ON CONFLICT (key) WHERE idx IS NULL DO NOTHING RETURNING id`, ids, keys, digests, leaves, alones, policies).Query(func(r pgx.Rows) error {
+		for r.Next() {
+			var id []byte
+			if err := r.Scan(&id); err != nil {
+				return err
+			}
+			reserved[submissionID(id)] = true
+		}
+		return r.Err()
+	})
+	// What is in flight beside us and has a need of ours, in a way that excludes us.
+	if alone {
+		b.Queue(`SELECT DISTINCT $1::bytea FROM submissions WHERE idx IS NULL AND id <> $2 AND (key = $1 OR alone = $1 OR policy = $1)`,
+			aloneNeed(subs[0]), try[0].id[:]).Query(collectKeys(blocked))
+	} else {
+		b.Queue(`SELECT alone FROM submissions WHERE idx IS NULL AND alone = ANY($1)
+			UNION SELECT need FROM waiting WHERE need = ANY($1) AND until > clock_timestamp()`, needed).Query(collectKeys(blocked))
+	}
+	b.Queue("SELECT key, digest, idx, removed FROM slots WHERE key = ANY($1)", slotKeys).Query(rows.collectSlots)
+	b.Queue(`SELECT registry, ecosystem, overwrite FROM policies WHERE (registry, ecosystem) IN (SELECT * FROM unnest($1::text[], $2::text[]))`,
+		registries, ecosystems).Query(rows.collectPolicies)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	switch {
+	case state.unsafe != "":
+		return refuseUnsafe(state.unsafe)
+	case state.latched != "":
+		return fmt.Errorf("%w: %s", errLatched, state.latched)
+	case !state.open:
+		return errNotOpen
+	}
+
+	var unwanted, asked [][]byte
+	for _, f := range try {
+		s := f.own
+		if slices.ContainsFunc(s.needs, func(n need) bool { return blocked[n.key] }) {
+			if reserved[f.id] {
+				unwanted = append(unwanted, f.id[:])
+			}
+			d.held = append(d.held, s)
+			first[s.key] = nil
+			continue
+		}
+		if !reserved[f.id] {
+			asked = append(asked, s.key[:]) // in flight already
+			continue
+		}
+		var index uint64
+		isNew := false
+		r, err := rows.row(s.key)
+		if err == nil && s.entry.Kind == entry.KindConflict && r == nil && !s.credit(s.entry.Project) {
+			err = errNoCredit
+		}
+		if err == nil {
+			index, isNew, err = verdict(rows, state.tail, q.entryAt, s.entry, s.key, s.digest)
+		}
+		if isNew {
+			d.fresh = append(d.fresh, f)
+			d.byKey[s.key] = f
+			continue
+		}
+		if err != nil && !isVerdict(err) && !errors.Is(err, errNoCredit) {
+			return err
+		}
+		unwanted = append(unwanted, f.id[:])
+		d.outcomes = append(d.outcomes, sharedOutcome{s, index, err})
+		first[s.key] = nil
+	}
+	b = &pgx.Batch{}
+	if len(unwanted) > 0 {
+		b.Queue("DELETE FROM submissions WHERE id = ANY($1)", unwanted)
+	}
+	if len(asked) > 0 {
+		b.Queue("SELECT id, key, digest, leaf FROM submissions WHERE key = ANY($1) AND idx IS NULL AND NOT id = ANY($2)", asked, unwanted).Query(func(r pgx.Rows) error {
+			for r.Next() {
+				var id, key, digest, leaf []byte
+				if err := r.Scan(&id, &key, &digest, &leaf); err != nil {
+					return err
+				}
+				d.byKey[[32]byte(key)] = &sharedFlight{id: submissionID(id), digest: digest, leaf: leaf}
+			}
+			return r.Err()
+		})
+	}
+	if alone {
+		if len(d.held) > 0 {
+			b.Queue(`INSERT INTO waiting VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second') ON CONFLICT (need, owner) DO UPDATE SET until = excluded.until`,
+				aloneNeed(subs[0]), q.owner[:], waitingFor.Seconds())
+		} else {
+			b.Queue("DELETE FROM waiting WHERE owner = $1 OR until < clock_timestamp()", q.owner[:])
+		}
+	}
+	if b.Len() > 0 {
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return err
+		}
+	}
+
+	for _, f := range try {
+		if first[f.own.key] == f && !reserved[f.id] {
+			later = append(later, f.own)
+		}
+	}
+	for _, s := range later {
+		if d.byKey[s.key] != nil {
+			d.joining = append(d.joining, s)
+		} else { // it arrived between two of our statements, or was held or refused: look again
+			d.held = append(d.held, s)
+		}
+	}
+	// The followers look out for what is reserved before anyone can see it.
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, f := range d.fresh {
+		q.flight[f.id] = f
+	}
+	d.registered = true
+	return nil
+}
+
+// collectKeys adds the keys of a query to a set.
+func collectKeys(set map[[32]byte]bool) func(pgx.Rows) error {
+	return func(r pgx.Rows) error {
+		for r.Next() {
+			var key []byte
+			if err := r.Scan(&key); err != nil {
+				return err
+			}
+			set[[32]byte(key)] = true
+		}
+		return r.Err()
+	}
+}
+
+// look finds out about flights that may have arrived before we listened.
+func (q *sharedSequencer) look(ctx context.Context, ids []submissionID) {
+	list := make([][]byte, len(ids))
+	for i := range ids {
+		list[i] = ids[i][:]
+	}
+	rows, err := q.pool.Query(ctx, "SELECT id, idx FROM submissions WHERE id = ANY($1) AND idx IS NOT NULL", list)
+	if err == nil {
+		err = q.arrivedRows(rows)
+	}
+	if err != nil && ctx.Err() == nil {
+		q.logger.Warn("the shared database cannot be read; who waits may have to ask again", "err", err)
+	}
+}
+
+// follow gives out the indexes below integrated.
+func (q *sharedSequencer) follow(ctx context.Context, integrated int64) error {
+	q.mu.Lock()
+	from, any := q.seen, len(q.flight) > 0
+	q.mu.Unlock()
+	if integrated <= from {
+		return nil
+	}
+	if any {
+		rows, err := q.pool.Query(ctx, "SELECT id, idx FROM submissions WHERE idx >= $1 AND idx < $2", from, integrated)
+		if err == nil {
+			err = q.arrivedRows(rows)
+		}
+		if err != nil {
+			return databaseTrouble(err)
+		}
+	}
+	q.mu.Lock()
+	q.seen = integrated
+	q.mu.Unlock()
+	return nil
+}
+
+func (q *sharedSequencer) arrivedRows(rows pgx.Rows) error {
+	defer rows.Close()
+	for rows.Next() {
+		var id []byte
+		var idx int64
+		if err := rows.Scan(&id, &idx); err != nil {
+			return err
+		}
+		q.arrived(submissionID(id), uint64(idx))
+	}
+	return rows.Err()
+}
+
+// arrived tells who waits for a submission that it stands at index.
+func (q *sharedSequencer) arrived(id submissionID, index uint64) {
+	q.mu.Lock()
+	f := q.flight[id]
+	delete(q.flight, id)
+	q.mu.Unlock()
+	if f == nil {
+		return
+	}
+	if f.own != nil {
+		f.own.resolve(index, true, nil)
+	}
+	for _, s := range f.joined {
+		var err error
+		same, comparable := bytes.Equal(s.digest, f.digest), true
+		if s.entry.Kind == entry.KindUpload {
+			same, comparable = sameDigest(s.digest, f.digest)
+		}
+		switch {
+		case same:
+		case !comparable:
+			err = otherAlgorithm(index)
+		case s.entry.Kind != entry.KindUpload:
+			err = otherEntry(s.entry, index)
+		default:
+			c := otherBytes(s.entry, index)
+			q.recordConflict(s, c)
+			err = c
+		}
+		if err != nil {
+			s.resolve(0, false, err)
+		} else {
+			s.resolve(index, bytes.Equal(s.leaf, f.leaf), nil)
+		}
+	}
+}
+
+// recordConflict submits the record that a second digest was refused.
+func (q *sharedSequencer) recordConflict(s *submission, c *ConflictError) {
+	sub, err := conflictEntry(s, c, q.now())
+	if err != nil {
+		q.logger.Error("conflict entry is malformed", "err", err)
+		return
+	}
+	select {
+	case q.in <- []*submission{sub}:
+	default: // the queue is full: the refusal stands, its record can wait for the next attempt
+		q.logger.Warn("queue full: a conflict was refused but not recorded", "project", c.Slot.Project)
+	}
+}
+
+// mapRows implements slotRows on rows that were read before; what changes is
+// noted, to be written back.
+type mapRows struct {
+	slots    map[[32]byte]*slotRow
+	policies map[[2]string]string
+	changed  map[[32]byte]bool  // of slots; nil where nothing may change
+	set      map[[2]string]bool // of policies
+}
+
+func (m mapRows) collectSlots(r pgx.Rows) error {
+	for r.Next() {
+		var key []byte
+		var row slotRow
+		var idx int64
+		if err := r.Scan(&key, &row.digest, &idx, &row.removed); err != nil {
+			return err
+		}
+		row.index = uint64(idx)
+		m.slots[[32]byte(key)] = &row
+	}
+	return r.Err()
+}
+
+func (m mapRows) collectPolicies(r pgx.Rows) error {
+	for r.Next() {
+		var registry, ecosystem, overwrite string
+		if err := r.Scan(&registry, &ecosystem, &overwrite); err != nil {
+			return err
+		}
+		m.policies[[2]string{registry, ecosystem}] = overwrite
+	}
+	return r.Err()
+}
+
+func (m mapRows) row(key [32]byte) (*slotRow, error) { return m.slots[key], nil }
+
+func (m mapRows) overwrite(registry, ecosystem string) (string, error) {
+	return m.policies[[2]string{registry, ecosystem}], nil
+}
+
+func (m mapRows) pin(key [32]byte, digest []byte, index int64) error {
+	if r := m.slots[key]; r == nil || !bytes.Equal(r.digest, digest) {
+		m.slots[key] = &slotRow{digest: digest, index: uint64(index)}
+		m.changed[key] = true
+	}
+	return nil
+}
+
+func (m mapRows) free(key [32]byte) error {
+	m.slots[key] = nil
+	m.changed[key] = true
+	return nil
+}
+
+func (m mapRows) setRemoved(key [32]byte) error {
+	if r := m.slots[key]; r != nil {
+		m.slots[key] = &slotRow{digest: r.digest, index: r.index, removed: true}
+		m.changed[key] = true
+	}
+	return nil
+}
+
+func (m mapRows) setOverwrite(registry, ecosystem, overwrite string) error {
+	m.policies[[2]string{registry, ecosystem}] = overwrite
+	m.set[[2]string{registry, ecosystem}] = true
+	return nil
+}
