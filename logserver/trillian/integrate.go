@@ -167,6 +167,7 @@ type integrator struct {
 	began bool     // told has been set
 
 	until uint64 // if not 0, integrate no further
+	keep  bool   // leave the token as it is: nobody else can be at work
 }
 
 const (
@@ -224,7 +225,9 @@ func (in *integrator) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if in.token == 0 {
+	if in.keep {
+		in.token = s.Token
+	} else if in.token == 0 {
 		in.token = s.Token + 1
 	}
 	if s.Token > in.token {
