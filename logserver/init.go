@@ -186,7 +186,7 @@ func (m *making) refuse() error {
 		return fmt.Errorf("%s holds a log already (%s exists): a log is made once; choose another directory", m.dir, name)
 	}
 	// Only a log that was served, or given a token, has these.
-	name, err := exists(checkpointFile, slotsFile, lookupFile, TokensFile)
+	name, err := exists(checkpointFile, slotsFile, lookupFile, AttributionFile, TokensFile)
 	if err != nil {
 		return err
 	}

@@ -264,6 +264,7 @@ func TestKill(t *testing.T) {
 		serial += 32 * 1000
 	}
 
+	r.attributed(book.byIndex, strings.Split(secret, "_")[1])
 	l = r.ready()
 	t.Logf("%d files acknowledged in %d rounds, %d checkpoints seen", len(book.byFile), *kills, len(book.seen))
 	if len(book.byFile) < *kills {

@@ -91,11 +91,8 @@ type Log struct {
 	pub    *publisher // of a shared log too
 	shared *shared    // nil unless the log is shared
 
-	streams *streams // progress of named streams; nil: none is remembered
-	// indexed, if set before the log is opened for writing, is called with entries
-	// that have got their indexes, each with the credential's ID in by, before
-	// anyone is told of them. It is called by one goroutine at a time.
-	indexed func([]*submission)
+	streams *streams     // progress of named streams; nil: none is remembered
+	who     attributions // who logged what; set once the log takes submissions
 
 	metrics *metrics
 
@@ -305,8 +302,8 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	seq.slots, seq.add, seq.size, seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
 	seq.grown = func(uint64) { l.pub.grown() }
 	seq.indexed = func(subs []*submission) {
-		if l.indexed != nil {
-			l.indexed(subs)
+		if err := l.who.record(context.Background(), runsOf(subs)); err != nil {
+			l.cfg.Logger.Error("cannot record who logged what; nothing is acknowledged until it can be", "err", err)
 		}
 	}
 	seq.latch, seq.now, seq.logger, seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
@@ -390,6 +387,13 @@ func (l *Log) makeSure(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if l.who == nil {
+		who, err := openAttribution(filepath.Join(l.cfg.Dir, AttributionFile), l.Origin(), size, l.cfg.Now, l.cfg.Logger)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrStorage, err)
+		}
+		l.who = who
 	}
 	return l.pub.hearWitnesses(ctx, func(err error) {
 		l.cfg.Logger.Warn("taking no submissions yet", "err", err)
@@ -509,6 +513,9 @@ func (l *Log) release() error {
 		err = errors.Join(err, l.slots.close())
 	}
 	err = errors.Join(err, l.streams.close())
+	if l.who != nil {
+		err = errors.Join(err, l.who.close())
+	}
 	if l.lookup != nil {
 		err = errors.Join(err, l.lookup.close())
 	}

@@ -343,6 +343,18 @@ func (t *ticket) wait(ctx context.Context, w Wait) ([]outcome, error) {
 	if logged == 0 {
 		return out, nil
 	}
+	if t.log.who != nil {
+		indexes := make([]uint64, 0, logged)
+		for i := range out {
+			if out[i].err == nil {
+				indexes = append(indexes, out[i].ack.Index)
+			}
+		}
+		if err := t.log.who.ensure(ctx, indexes, t.by); err != nil {
+			t.log.cfg.Logger.Error("cannot record who logged what; nothing is acknowledged until it can be", "err", err)
+			return nil, fmt.Errorf("%w: the entry is logged and could not be recorded; submit it again", ErrStorage)
+		}
+	}
 	noteSequenced(ctx, last)
 	if w == Cosigned {
 		if err := t.cosigned(ctx, out, last); err != nil {
