@@ -83,3 +83,9 @@ func (e *ClockError) Error() string {
 	return fmt.Sprintf("the clock of this witness says %s, which is before %s at %s: its operator has to set the clock right",
 		e.Now.UTC().Format(time.RFC3339), e.What, e.After.UTC().Format(time.RFC3339))
 }
+
+// A BusyError means that a log or a client asks more often than this witness
+// allows (429). It says nothing about the log.
+type BusyError struct{ Reason string }
+
+func (e *BusyError) Error() string { return e.Reason + ": try again in a second" }

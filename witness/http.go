@@ -77,6 +77,11 @@ func (w *Witness) sign(call func(context.Context, []byte) (string, []byte, error
 		rw := &statusWriter{ResponseWriter: out, status: http.StatusOK}
 		log := ""
 		defer func() { w.metrics.request(log, rw.status) }()
+		if !w.clients.allow(clientOf(r)) {
+			rw.Header().Set("Connection", "close") // the body is not read
+			w.refuse(rw, &BusyError{"too many requests from this address"})
+			return
+		}
 		body, done, ok := w.readBody(rw, r)
 		if !ok {
 			return
@@ -164,6 +169,7 @@ func (w *Witness) refuse(rw http.ResponseWriter, err error) {
 		proof     *ProofError
 		fork      *ForkError
 		clock     *ClockError
+		busy      *BusyError
 	)
 	switch {
 	case errors.As(err, &malformed), errors.As(err, &oldSize):
@@ -179,6 +185,9 @@ func (w *Witness) refuse(rw http.ResponseWriter, err error) {
 		io.WriteString(rw, strconv.FormatUint(conflict.Size, 10)+"\n")
 	case errors.As(err, &proof), errors.As(err, &fork):
 		problem(rw, http.StatusUnprocessableEntity, err.Error())
+	case errors.As(err, &busy):
+		rw.Header().Set("Retry-After", "1")
+		problem(rw, http.StatusTooManyRequests, err.Error())
 	case errors.As(err, &clock):
 		w.log.Error("not signing", "error", err)
 		problem(rw, http.StatusServiceUnavailable, err.Error())

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -34,6 +35,9 @@ type Config struct {
 	Store  *Store           // made for this key; the caller closes it
 	Now    func() time.Time // the clock of the cosignatures; nil: time.Now
 	Logger *slog.Logger     // refusals and forks; nil: nothing is logged
+
+	PerLog    Rate // new checkpoints of one log; zero: 200 a second, 1,000 at once
+	PerClient Rate // requests of one client address; zero: 1,000 a second, 5,000 at once
 }
 
 // A Witness cosigns checkpoints. It is safe for concurrent use.
@@ -46,6 +50,8 @@ type Witness struct {
 	big     chan struct{} // one for each large request body being read or judged
 	warn    *rate.Limiter // of warnings that any stranger can cause again and again
 
+	logs    *limits // by origin
+	clients *limits // by address
 	metrics *metrics
 	started time.Time
 
@@ -82,6 +88,7 @@ func New(c Config) (*Witness, error) {
 			w.since = since
 		}
 	}
+	w.logs, w.clients = newLimits(c.PerLog, Rate{200, 1000}), newLimits(c.PerClient, Rate{1000, 5000})
 	if w.now == nil {
 		w.now = time.Now
 	}
@@ -178,6 +185,12 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	if err := w.checkClock(at, known.Head); err != nil {
 		return nil, err
 	}
+	if lines := w.again(req, known.Head, logSigs, at); lines != nil {
+		return lines, nil
+	}
+	if !w.logs.allow(req.cp.Origin) {
+		return nil, &BusyError{"log " + strconv.Quote(req.cp.Origin) + " has new checkpoints cosigned more often than this witness allows"}
+	}
 	// The signatures are over a re-encoding of what was understood, never over
 	// the bytes received: should the two ever differ, they are good for nothing.
 	note := c2sp.Note{Text: req.cp.Text(), Sigs: logSigs}
@@ -200,6 +213,33 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 		return nil, err
 	}
 	return lines, nil
+}
+
+// again returns the signature lines of a checkpoint that was cosigned within
+// this very second: they would say the same. A stranger who repeats what a log
+// has sent makes neither the disk nor the log's allowance pay.
+func (w *Witness) again(req *request, head *Head, logSigs []c2sp.Signature, at time.Time) []byte {
+	if head == nil || head.Size != req.cp.Size || head.Time.Unix() != at.Unix() {
+		return nil
+	}
+	had, err := c2sp.ParseNote(head.Note)
+	if err != nil || len(had.Sigs) != len(logSigs)+len(w.signers) || had.Text != req.cp.Text() {
+		return nil
+	}
+	for i, s := range logSigs {
+		if had.Sigs[i].Line() != s.Line() {
+			return nil // other signatures of the log are to be served from now on
+		}
+	}
+	var lines []byte
+	for i, signer := range w.signers {
+		s := had.Sigs[len(logSigs)+i]
+		if !signer.Key().Matches(s) {
+			return nil
+		}
+		lines = append(lines, s.Line()...)
+	}
+	return lines
 }
 
 // verifyLog returns the signatures of the log's trusted keys, one for each key,

@@ -40,9 +40,14 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 	mark := markFlag(cmd)
 	beside := cmd.Flags().Bool("mark-beside", false, "allow the mark on the directory's own file system, where a restored snapshot brings both back")
 	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
+	perLog := cmd.Flags().Float64("per-log", 200, "most new checkpoints a second of one log; more are asked to come again")
+	perClient := cmd.Flags().Float64("per-client", 1000, "most requests a second of one address; behind a web server everybody has its address, which should have limits of its own")
 	admin := cmd.Flags().String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics); default: none")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *perLog <= 0 || *perClient <= 0 {
+			return cli.Usagef("--per-log and --per-client: want more than 0")
+		}
 		d, err := witness.OpenDir(*dir)
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
@@ -52,7 +57,8 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Logger: journal})
+		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Logger: journal,
+			PerLog: witness.Rate{PerSecond: *perLog, Burst: int(5**perLog) + 1}, PerClient: witness.Rate{PerSecond: *perClient, Burst: int(5**perClient) + 1}})
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
