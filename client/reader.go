@@ -50,11 +50,7 @@ func NewReader(baseURL string, hc *http.Client) (*Reader, error) {
 		c = *hc
 	}
 	if c.Transport == nil {
-		if t, ok := http.DefaultTransport.(*http.Transport); ok {
-			t = t.Clone()
-			t.MaxResponseHeaderBytes = 64 << 10
-			c.Transport = t
-		}
+		c.Transport = ownTransport()
 	}
 	if c.Timeout == 0 {
 		c.Timeout = readTimeout
@@ -65,6 +61,17 @@ func NewReader(baseURL string, hc *http.Client) (*Reader, error) {
 
 // URL is where the log is read, without a slash at its end.
 func (r *Reader) URL() string { return r.base }
+
+// ownTransport is what a reader uses that was given none.
+func ownTransport() http.RoundTripper {
+	t, ok := http.DefaultTransport.(*http.Transport)
+	if !ok {
+		return http.DefaultTransport
+	}
+	t = t.Clone()
+	t.MaxResponseHeaderBytes = 64 << 10
+	return t
+}
 
 // Checkpoint returns the log's newest signed checkpoint, unverified: at most
 // c2sp.MaxNote bytes.
@@ -157,6 +164,8 @@ func (r *Reader) get(ctx context.Context, path string, limit int) ([]byte, error
 	switch {
 	case resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone:
 		return nil, &CannotCheck{Code: CodeMissing, Reason: fmt.Sprintf("%s: not there (HTTP %d)", where, resp.StatusCode)}
+	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
+		return nil, &CannotCheck{Code: CodeBadAnswer, Reason: fmt.Sprintf("%s: the log is private, and takes no read token, or not this one (HTTP %d)", where, resp.StatusCode)}
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
 		return nil, &CannotCheck{Code: CodeUnreachable, Reason: fmt.Sprintf("%s: the log answers HTTP %d", where, resp.StatusCode)}
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:

@@ -6,7 +6,7 @@ package logserver
 // A public log's reads carry Access-Control-Allow-Origin: *, so that a web page
 // can verify a file by itself. Nothing else is open to other origins: no
 // preflight is answered, so no page can submit, or present a token of its
-// visitor's.
+// visitor's. A private log's reads are open to no other origin.
 
 import (
 	"bytes"
@@ -63,7 +63,12 @@ func (l *Log) Handler(rest pb.LogClient) (http.Handler, error) {
 	}))
 	mux.HandleFunc("/readyz", getOnly(func(w http.ResponseWriter, _ *http.Request) {
 		if err := l.Ready(); err != nil {
-			writeProblem(w, problem{Status: http.StatusServiceUnavailable, Title: "not ready", Detail: err.Error(), Reason: "READ_ONLY"})
+			detail := err.Error()
+			if l.cfg.Private {
+				detail = "this log is private: the reason is in the server's log"
+				l.cfg.Logger.Warn("not ready", "err", err)
+			}
+			writeProblem(w, problem{Status: http.StatusServiceUnavailable, Title: "not ready", Detail: detail, Reason: "READ_ONLY"})
 			return
 		}
 		plain200(w, "ready\n")
@@ -90,10 +95,15 @@ func getOnly(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// reading is getOnly for a static file.
+// reading is getOnly for a static file, and for those who may read it.
 func (l *Log) reading(next http.HandlerFunc) http.HandlerFunc {
 	return getOnly(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Access-Control-Allow-Origin", "*")
+		if !l.cfg.Private {
+			w.Header().Set("Access-Control-Allow-Origin", "*")
+		} else if _, err := l.mayRead(r.Context(), presentedBy(r)); err != nil {
+			problemHandler(r.Context(), nil, nil, w, r, (&service{log: l}).fail(err))
+			return
+		}
 		next(w, r)
 	})
 }
@@ -135,9 +145,12 @@ func (l *Log) restHandler(gw http.Handler) http.Handler {
 			submissions.ServeHTTP(w, r)
 			return
 		}
-		h := w.Header()
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Cache-Control", cacheAsk)
+		if h := w.Header(); l.cfg.Private {
+			h.Set("Cache-Control", "private, no-store")
+		} else {
+			h.Set("Access-Control-Allow-Origin", "*")
+			h.Set("Cache-Control", cacheAsk)
+		}
 		r, leave := l.rest.enter(r, restCall{presented: presentedBy(r)})
 		defer leave()
 		switch r.Method {

@@ -41,6 +41,10 @@ type Config struct {
 	MaxReads    int           // lookups and proofs at once, which need no credential; 0 means 64
 	MaxWait     time.Duration // for one submission to be published; 0 means 30 s
 
+	// Private: whoever reads tiles, the checkpoint, proofs or entries needs a
+	// credential that reads. Witnesses see origin, size and root as always.
+	Private bool
+
 	testEnding func(step string) // called in tests between the steps of Log.end
 }
 
@@ -145,7 +149,8 @@ type Status struct {
 }
 
 // Open opens the log in cfg.Dir and starts to serve it. It fails only if there
-// is no log, the key or policy is not its own, or another server has it. In any
+// is no log, the key or policy is not its own, another server has it, or it has
+// credentials that read and cfg.Private is not set. In any
 // other trouble the log is open for reading, and Status says why it takes no
 // submissions: storage absent or behind, anchor absent, witnesses not heard.
 func Open(ctx context.Context, cfg Config) (*Log, error) {
@@ -195,7 +200,7 @@ func newLog(cfg Config, keys *keyring, src tileSource) (*Log, error) {
 		witnesses: witnesses,
 		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
-	l.static = newStatic(l.src, false)
+	l.static = newStatic(l.src, cfg.Private)
 	l.metrics = newMetrics(l)
 	return l, nil
 }
@@ -205,6 +210,9 @@ var errStarting = errors.New("the server is starting")
 func (l *Log) open(ctx context.Context, id Identity) (err error) {
 	if l.Tokens, err = OpenTokens(filepath.Join(l.cfg.Dir, TokensFile), l.cfg.Now); err != nil {
 		l.cfg.Logger.Error("nobody can submit until the credentials can be read", "err", err)
+	}
+	if err := l.meantPrivate(); err != nil {
+		return err
 	}
 	if err := l.loadPublished(); err != nil {
 		l.cfg.Logger.Error("the public checkpoint is not served; publishing makes it anew", "err", err)

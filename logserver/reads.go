@@ -77,6 +77,51 @@ func (m *bundleMemo) ReadEntryBundle(ctx context.Context, index uint64, p uint8)
 	return raw, nil
 }
 
+// meantPrivate refuses to open a log to everybody for which somebody has handed
+// out credentials that read.
+func (l *Log) meantPrivate() error {
+	if l.cfg.Private {
+		return nil
+	}
+	for _, t := range l.Tokens.List() {
+		if t.Read && t.Revoked == "" {
+			return fmt.Errorf("credential %s reads a private log, and this log would be served to everybody: serve it with --private, or revoke every credential that reads", t.ID)
+		}
+	}
+	return nil
+}
+
+// mayRead finds who reads; it counts and logs a refusal. In a public log it is
+// anybody. The error is as authenticate's, or a *NotAllowedError.
+func (l *Log) mayRead(ctx context.Context, shown presented) (by Credential, err error) {
+	if !l.cfg.Private {
+		return Credential{}, nil
+	}
+	if by, err = l.Tokens.authenticate(ctx, shown); err == nil && !by.Read {
+		err = &NotAllowedError{"token", "this token submits; this log is private, and reading it needs a token made by portbook-log token create --read"}
+	}
+	if err != nil {
+		l.refused(shown.peer, by.ID, err)
+	}
+	return by, err
+}
+
+// mayStillRead is nil while what mayRead found is good.
+func (l *Log) mayStillRead(ctx context.Context, by Credential) error {
+	if !l.cfg.Private {
+		return nil
+	}
+	return l.Tokens.stillGood(ctx, by)
+}
+
+// reading lets in a reading call and admits it; the caller must call done.
+func (s *service) reading(ctx context.Context) (done func(), err error) {
+	if _, err := s.log.mayRead(ctx, s.presents(ctx).presented); err != nil {
+		return nil, err
+	}
+	return s.log.read()
+}
+
 // read admits a reading call; the caller must call done.
 func (l *Log) read() (done func(), err error) {
 	if l.reads.Add(1) > int64(l.cfg.MaxReads) {
@@ -106,7 +151,7 @@ func (l *Log) readStream() (done func(), err error) {
 
 // GetProof implements pb.LogServer.
 func (s *service) GetProof(ctx context.Context, req *pb.GetProofRequest) (*pb.GetProofResponse, error) {
-	done, err := s.log.read()
+	done, err := s.reading(ctx)
 	if err != nil {
 		return nil, s.fail(err)
 	}
@@ -123,7 +168,7 @@ func (s *service) GetProof(ctx context.Context, req *pb.GetProofRequest) (*pb.Ge
 
 // GetProofs implements pb.LogServer.
 func (s *service) GetProofs(ctx context.Context, req *pb.GetProofsRequest) (*pb.GetProofsResponse, error) {
-	done, err := s.log.read()
+	done, err := s.reading(ctx)
 	if err != nil {
 		return nil, s.fail(err)
 	}
@@ -242,6 +287,10 @@ func checkHex(field, s string, size int) error {
 
 // Entries implements pb.LogServer.
 func (s *service) Entries(req *pb.EntriesRequest, stream grpc.ServerStreamingServer[pb.EntriesResponse]) error {
+	by, err := s.log.mayRead(stream.Context(), s.presents(stream.Context()).presented)
+	if err != nil {
+		return s.fail(err)
+	}
 	done, err := s.log.readStream()
 	if err != nil {
 		return s.fail(err)
@@ -265,6 +314,9 @@ func (s *service) Entries(req *pb.EntriesRequest, stream grpc.ServerStreamingSer
 	}
 	chunk := &pb.EntriesResponse{Checkpoint: v.p.Note}
 	for {
+		if err := s.log.mayStillRead(ctx, by); err != nil {
+			return s.fail(err)
+		}
 		n := min(tileWidth-from%tileWidth, to-from)
 		if req.Proofs {
 			n = min(n, proofChunk)
@@ -321,7 +373,7 @@ func sendWithin(ctx context.Context, stream grpc.ServerStreamingServer[pb.Entrie
 
 // Lookup implements pb.LogServer.
 func (s *service) Lookup(ctx context.Context, req *pb.LookupRequest) (*pb.LookupResponse, error) {
-	done, err := s.log.read()
+	done, err := s.reading(ctx)
 	if err != nil {
 		return nil, s.fail(err)
 	}

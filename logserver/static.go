@@ -293,7 +293,9 @@ func (l *Log) serveTile(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		l.cfg.Logger.Error("tile is missing", "path", t.Path())
+		if t.Width == tileWidth { // a partial one may never have been published
+			l.cfg.Logger.Error("tile is missing", "path", t.Path())
+		}
 		writeProblem(w, problem{Status: http.StatusNotFound, Title: "no such tile", Detail: "it is missing from storage"})
 		return
 	case err != nil:

@@ -42,6 +42,7 @@ type Credential struct {
 	Registry string       `json:"registry"`          // the only registry it may name
 	Claim    entry.Claim  `json:"claim"`             // index or observed
 	Kinds    []entry.Kind `json:"kinds"`             // what it may log
+	Read     bool         `json:"read,omitempty"`    // it reads a private log, and logs nothing: no registry, claim or kinds
 	Rate     int          `json:"rate,omitempty"`    // entries a second, of the whole credential; 0: no limit of its own
 	Quota    int          `json:"quota,omitempty"`   // new entries a day (UTC) for each project; 0: no limit
 	Created  string       `json:"created"`           // entry.TimeFormat
@@ -162,7 +163,14 @@ func parseCredentials(raw []byte) (map[string]Credential, error) {
 	return byID, nil
 }
 
-func (t Credential) check() error {
+// checkReach checks what a credential may log, or that it only reads.
+func (t Credential) checkReach() error {
+	if t.Read {
+		if t.Registry != "" || t.Claim != "" || len(t.Kinds) > 0 || t.Rate != 0 || t.Quota != 0 {
+			return errors.New("a credential that reads logs nothing: it has no registry, claim, kinds, rate or quota")
+		}
+		return nil
+	}
 	if err := entry.CheckRegistry(t.Registry); err != nil {
 		return err
 	}
@@ -176,6 +184,13 @@ func (t Credential) check() error {
 		if !slices.Contains(k.Claims(), t.Claim) {
 			return fmt.Errorf("kind %q does not exist with claim %s", k, t.Claim)
 		}
+	}
+	return nil
+}
+
+func (t Credential) check() error {
+	if err := t.checkReach(); err != nil {
+		return err
 	}
 	if id, err := hex.DecodeString(t.ID); err != nil || len(id) != 8 || hex.EncodeToString(id) != t.ID {
 		return errors.New("id is not 16 lower-case hex digits")
@@ -448,6 +463,8 @@ func (t Credential) bind(e *entry.Entry) error {
 		e.Claim = t.Claim
 	}
 	switch {
+	case t.Read:
+		return &NotAllowedError{"kind", "this token reads the log; it logs nothing"}
 	case e.Registry != t.Registry:
 		return &NotAllowedError{"registry", fmt.Sprintf("this token logs for %s only", t.Registry)}
 	case e.Claim != t.Claim:

@@ -52,6 +52,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry, and one token has at most half of them")
 	maxRate := f.Int("max-rate", 100_000, "most submissions a second, of all tokens: a stream is slowed down, a single call refused with a hint to retry")
 	maxReads := f.Int("max-reads", 64, "most lookups and proofs at once over the API, which need no token; tiles are not counted")
+	private := f.Bool("private", false, "a private log: tiles, checkpoint, proofs and lookups only with a token made by token create --read; /healthz and /readyz stay open")
 	adminAddr := f.String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics) and profiles (/debug/pprof); default: none")
 	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
 	cli.Require(cmd, "policy")
@@ -89,7 +90,7 @@ signs nothing and goes on serving reads; /readyz says why.`,
 		// not that a port is taken.
 		log, err := logserver.Open(cmd.Context(), logserver.Config{
 			Dir: *dir, Signer: signers[0], Also: signers[1:], Policy: p, Logger: logger, AnchorBeside: *beside,
-			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads,
+			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads, Private: *private,
 		})
 		if err != nil {
 			return cli.Exit(cli.Refused, err)

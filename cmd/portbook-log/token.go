@@ -19,7 +19,7 @@ import (
 func tokenCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make, list and revoke the tokens with which indexes submit",
+		Short: "Make, list and revoke the tokens with which indexes submit, and readers of a private log read",
 		Long: `A token lets its holder log entries for one registry, with one claim, of some
 kinds. The log stores a hash of it. A running server takes a change within a second.`,
 	}
@@ -36,7 +36,7 @@ func openTokens(dir string) (*logserver.Credentials, error) {
 
 func tokenCreateCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "create --dir DIRECTORY --registry REGISTRY",
+		Use:   "create --dir DIRECTORY --registry REGISTRY | --read",
 		Short: "Make a token and print it, once",
 		Args:  cobra.NoArgs,
 	}
@@ -48,14 +48,25 @@ func tokenCreateCmd() *cobra.Command {
 	rate := f.Int("rate", 0, "entries a second; 0: no limit of its own")
 	days := f.Int("days", 0, "ends after so many days; 0: never")
 	note := f.String("note", "", "a `NOTE` for people")
+	read := f.Bool("read", false, "it reads a private log (serve --private) and logs nothing; without --registry, --claim, --kinds and --rate")
 	asJSON := f.Bool("json", false, "print one JSON object instead of text")
-	cli.Require(cmd, "registry")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		t := logserver.Token{Registry: *registry, Claim: entry.Claim(*claim), Rate: *rate, Note: *note}
 		switch {
-		case *rate < 0 || *days < 0:
-			return cli.Usagef("--rate and --days cannot be negative")
+		case *days < 0:
+			return cli.Usagef("--days cannot be negative")
+		case *read:
+			for _, name := range []string{"registry", "claim", "kinds", "rate"} {
+				if cmd.Flags().Changed(name) {
+					return cli.Usagef("--read: such a token logs nothing, so it has no --%s", name)
+				}
+			}
+			t = logserver.Credential{Read: true, Note: *note}
+		case *registry == "":
+			return cli.Usagef("--registry is required, or --read (see portbook-log token create --help)")
+		case *rate < 0:
+			return cli.Usagef("--rate cannot be negative")
 		case len(*kinds) == 0 && t.Claim == entry.ClaimIndex:
 			t.Kinds = []entry.Kind{entry.KindUpload, entry.KindReject}
 		case len(*kinds) == 0:
@@ -89,6 +100,11 @@ func tokenCreateCmd() *cobra.Command {
 				ID    string `json:"id"`
 				Token string `json:"token"`
 			}{t.ID, secret})
+		}
+		if t.Read {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Token %s reads this log, which must be served with --private. It is shown only now:\n", t.ID)
+			fmt.Fprintln(cmd.OutOrStdout(), secret)
+			return nil
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "Token %s logs %s for %s, claim %s. It is shown only now:\n", t.ID, joinKinds(t.Kinds), t.Registry, t.Claim)
 		fmt.Fprintln(cmd.OutOrStdout(), secret)
@@ -132,7 +148,11 @@ func tokenListCmd() *cobra.Command {
 			case t.Ends != "":
 				state = "ends " + t.Ends
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%q\n", t.ID, t.Registry, t.Claim, joinKinds(t.Kinds), t.Created, state, t.Note)
+			kinds := joinKinds(t.Kinds)
+			if t.Read {
+				kinds = "(reads)"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%q\n", t.ID, t.Registry, t.Claim, kinds, t.Created, state, t.Note)
 		}
 		return w.Flush()
 	}

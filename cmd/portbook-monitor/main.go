@@ -4,6 +4,8 @@
 package main
 
 import (
+	"net/http"
+
 	"github.com/portbook/portbook/client"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/monitor"
@@ -36,7 +38,7 @@ Exit codes: 0 done, 1 refused (the log contradicts what it showed before),
 
 // logFlags are the flags that say which log is watched, and what is believed of it.
 type logFlags struct {
-	db, url, policy, origin *string
+	db, url, token, policy, origin *string
 }
 
 func addLogFlags(cmd *cobra.Command) logFlags {
@@ -44,6 +46,7 @@ func addLogFlags(cmd *cobra.Command) logFlags {
 	l := logFlags{
 		db:     f.String("db", "", "database `FILE` (SQLite): what the monitor saw and what it owes"),
 		url:    f.String("log-url", "", "`URL` of the log: the prefix of /checkpoint and /tile/"),
+		token:  f.String("log-token-file", "", cli.LogTokenUsage),
 		policy: f.String("policy", "", "policy `FILE` (c2sp.org/tlog-policy): the log's key, its witnesses and the quorum to believe"),
 		origin: f.String("origin", "", "`NAME` of the log to watch, if the policy names several"),
 	}
@@ -61,7 +64,19 @@ func (l logFlags) open() (*opened, error) {
 	if err != nil {
 		return nil, cli.Usage(err)
 	}
-	r, err := client.NewReader(*l.url, nil)
+	token, err := cli.LogToken(*l.token)
+	if err != nil {
+		return nil, err
+	}
+	var hc *http.Client
+	if token != "" {
+		t, err := client.ReadToken(*l.url, token, nil)
+		if err != nil {
+			return nil, cli.Usagef("--log-url: %w", err)
+		}
+		hc = &http.Client{Transport: t}
+	}
+	r, err := client.NewReader(*l.url, hc)
 	if err != nil {
 		return nil, cli.Usagef("--log-url: %w", err)
 	}

@@ -26,6 +26,7 @@ import (
 
 // verifyingFlags say before which index the proxy stands and whom it believes.
 type verifyingFlags struct {
+	logToken                            string // file
 	index, registry, policy, state, log string
 	fileHosts                           []string
 	observed                            bool
@@ -38,6 +39,7 @@ func (f *verifyingFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.policy, "policy", "", "`FILE` that says which logs and witnesses to believe (default: portbook/policy in your configuration directory)")
 	fs.StringVar(&f.state, "state", "", "`FILE` that remembers each log's newest state, or none (default: portbook/state in your state directory)")
 	fs.StringVar(&f.log, "log", "", "`URL` of the log, asked for proofs that are not beside the file and for its newest state, or none (default: the URL in the policy)")
+	fs.StringVar(&f.logToken, "log-token-file", "", cli.LogTokenUsage)
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "index-url" { // what pip calls it
 			name = "index"
@@ -97,6 +99,11 @@ func (f *verifyingFlags) config(logger *slog.Logger) (proxy.Config, error) {
 		}
 	default:
 		cfg.Log = f.log
+	}
+	if cfg.Log != "" {
+		if cfg.LogToken, err = cli.LogToken(f.logToken); err != nil {
+			return cfg, err
+		}
 	}
 	if f.state != "none" {
 		file := f.state

@@ -60,6 +60,7 @@ policy cannot be used), 3 something could not be checked.`,
 	proof := f.String("proof", "", "proof `FILE`, if it is not beside the file (one file only)")
 	state := f.String("state", "", "`FILE` that remembers each log's newest state, or none (default: portbook/state in your state directory)")
 	logURL := f.String("log-url", "", "`URL` of the log, to ask it for its newest checkpoint")
+	tokenFile := f.String("log-token-file", "", cli.LogTokenUsage)
 	quiet := f.BoolP("quiet", "q", false, "print nothing about files that are verified")
 	asJSON := f.Bool("json", false, "print a JSON object: files (with outcome, code, detail and what was proven), log, counts")
 	cli.Config(cmd)
@@ -114,8 +115,8 @@ policy cannot be used), 3 something could not be checked.`,
 		}
 		var report verifyReport
 		if *logURL != "" {
-			if v.reader, err = client.NewReader(*logURL, nil); err != nil {
-				return cli.Usage(err)
+			if v.reader, err = openLog(*logURL, *tokenFile); err != nil {
+				return err
 			}
 			report.Log = v.askLog(ctx, *logURL)
 		}

@@ -41,6 +41,7 @@ refused; 2 usage; 3 --once could not read the log.`,
 	f := cmd.Flags()
 	policy := f.String("policy", "", "policy `FILE`: which logs and witnesses to believe")
 	logURL := f.String("log-url", "", "`URL` of the log")
+	tokenFile := f.String("log-token-file", "", cli.LogTokenUsage)
 	state := f.String("state", "", "`FILE` in which portbook remembers the newest it has seen of each log")
 	from := f.String("from", "", "`INDEX` of the first entry to look at; default: the next one to be logged")
 	once := f.Bool("once", false, "stop at the newest entry instead of waiting for more")
@@ -74,8 +75,8 @@ refused; 2 usage; 3 --once could not read the log.`,
 		if w.policy, err = client.ReadPolicy(*policy); err != nil {
 			return cli.Usage(err)
 		}
-		if w.reader, err = client.NewReader(*logURL, nil); err != nil {
-			return cli.Usagef("--log-url: %w", err)
+		if w.reader, err = openLog(*logURL, *tokenFile); err != nil {
+			return err
 		}
 		if *state != "" {
 			if w.state, err = client.OpenState(*state); err != nil {

@@ -82,3 +82,22 @@ func ReadPrivate(path string, max int64) ([]byte, error) {
 	}
 	return raw, nil
 }
+
+// LogTokenVariable is the environment variable with the read token of a private log.
+const LogTokenVariable = "PORTBOOK_LOG_TOKEN"
+
+// LogTokenUsage is what a flag for its file says.
+const LogTokenUsage = "`FILE` with the read token, if the log is private (or set " + LogTokenVariable + ")"
+
+// LogToken reads a private log's read token from a file, else from the
+// environment. It is empty where neither is given. Its errors are about usage.
+func LogToken(file string) (string, error) {
+	if file != "" {
+		token, err := ReadSecret(file)
+		if err != nil {
+			return "", Usagef("read token: %w", err)
+		}
+		return token, nil
+	}
+	return strings.TrimSpace(os.Getenv(LogTokenVariable)), nil
+}

@@ -263,7 +263,7 @@ func (p *Proxy) askLogOnce(ctx context.Context, u *url.URL) ([]logAnswer, error)
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "portbook")
-	resp, err := p.up.trusted.RoundTrip(req) // follows no redirect
+	resp, err := p.asks.RoundTrip(req) // follows no redirect
 	if err != nil {
 		return nil, &client.CannotCheck{Code: client.CodeUnreachable, Reason: "asking the log for a proof: " + printable(rootCause(err)), Err: err}
 	}

@@ -52,6 +52,9 @@ type Config struct {
 	// Log is the URL of the log, asked for proofs that are not beside the file
 	// and for its newest checkpoint; "": proofs come from beside the files only.
 	Log string
+
+	// LogToken is the read token of a private log; "" for a public one.
+	LogToken string
 	// FileHosts are hosts other than the index's ("files.example",
 	// "10.0.0.5:8080") whose files may always be fetched. A host that a page of
 	// the index links to needs no line here, unless its address is private.
@@ -84,6 +87,7 @@ type Proxy struct {
 	log      *url.URL
 	reader   *client.Reader
 	now      atomic.Pointer[followed]
+	asks     http.RoundTripper // to the log
 	up       *upstream
 	seen     *seen
 	counts   counts
@@ -138,7 +142,14 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.index = u
 	if cfg.Log != "" {
-		if p.reader, err = client.NewReader(cfg.Log, &http.Client{Transport: transportOf(cfg.Transport), Timeout: logTimeout}); err != nil {
+		var asks http.RoundTripper = transportOf(cfg.Transport)
+		if cfg.LogToken != "" {
+			if asks, err = client.ReadToken(cfg.Log, cfg.LogToken, asks); err != nil {
+				return nil, fmt.Errorf("proxy: %w", err)
+			}
+		}
+		p.asks = asks
+		if p.reader, err = client.NewReader(cfg.Log, &http.Client{Transport: asks, Timeout: logTimeout}); err != nil {
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
 		if p.log, err = url.Parse(strings.TrimRight(cfg.Log, "/")); err != nil {
