@@ -24,6 +24,10 @@ func (r *Refusal) Error() string {
 	return s
 }
 
+// Proof is the evidence of a refused hand-over that is not yet written to a
+// file; nil if there is none.
+func (r *Refusal) Proof() *Evidence { return r.proof }
+
 func (r *Refusal) Unwrap() error { return r.Err }
 
 // Tampering reports whether the log itself misbehaved (PB2xx), as opposed to

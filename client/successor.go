@@ -366,7 +366,7 @@ func (s *State) Follow(ctx context.Context, p *c2sp.Policy, r *Reader) (*Followi
 				if err != nil {
 					continue
 				}
-				reader, err := f.Reader.successor(done.URL)
+				reader, err := f.Reader.Successor(done.URL)
 				if err != nil {
 					return nil, cannot(CodeNotFollowed, done.URL, err)
 				}
@@ -401,7 +401,7 @@ func (s *State) Follow(ctx context.Context, p *c2sp.Policy, r *Reader) (*Followi
 		}
 		var reader *Reader
 		h, done, next, err := Take(ctx, f.Policy, last, func(url string) (_ LogReader, err error) {
-			reader, err = f.Reader.successor(url)
+			reader, err = f.Reader.Successor(url)
 			return reader, err
 		})
 		if err != nil {
@@ -518,10 +518,10 @@ func (s *State) newest(origin string) string {
 	return origin
 }
 
-// successor returns a reader of the log that takes over, at an address that the
+// Successor returns a reader of the log that takes over, at an address that the
 // old log gave: nothing that was meant for the old one is sent there, and
 // plain http is not fallen back to.
-func (r *Reader) successor(url string) (*Reader, error) {
+func (r *Reader) Successor(url string) (*Reader, error) {
 	if strings.HasPrefix(r.base, "https://") && !strings.HasPrefix(url, "https://") {
 		return nil, fmt.Errorf("%s: the log before it is read over https", url)
 	}

@@ -433,14 +433,14 @@ func TestStolenKeyRedirectsNobody(t *testing.T) {
 // TestSuccessorOverPlainHTTP: not from https.
 func TestSuccessorOverPlainHTTP(t *testing.T) {
 	r := must(NewReader("https://log.example", nil))
-	if _, err := r.successor("http://next.example"); err == nil {
+	if _, err := r.Successor("http://next.example"); err == nil {
 		t.Error("from https to http")
 	}
-	if _, err := r.successor("https://next.example"); err != nil {
+	if _, err := r.Successor("https://next.example"); err != nil {
 		t.Error(err)
 	}
 	secret := must(NewReader("https://log.example", &http.Client{Transport: http.NewFileTransport(http.Dir("."))}))
-	if next := must(secret.successor("https://next.example")); next.hc.Transport == secret.hc.Transport {
+	if next := must(secret.Successor("https://next.example")); next.hc.Transport == secret.hc.Transport {
 		t.Error("a transport that may add a token goes to the next log")
 	}
 }

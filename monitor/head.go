@@ -37,11 +37,11 @@ func (l *lie) Unwrap() error { return l.err }
 // few witnesses cosigned it: not to cosign one is what witnesses are for.
 func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 	none := c2sp.Checkpoint{}
-	note, err := m.cfg.Source.Checkpoint(ctx)
+	note, err := m.Source().Checkpoint(ctx)
 	if err != nil {
 		return none, fmt.Errorf("read the log's checkpoint: %w", err)
 	}
-	signed, err := m.cfg.Policy.VerifyLog(note)
+	signed, err := m.Policy().VerifyLog(note)
 	if errors.Is(err, c2sp.ErrBadSignature) || errors.Is(err, c2sp.ErrNoLogSignature) {
 		// The words come from whoever serves the address: they are no part of the
 		// ID, or everyone could be told the same thing without end.
@@ -54,11 +54,11 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 	if err != nil {
 		return none, fmt.Errorf("the log's checkpoint: %w", err)
 	}
-	if signed.Origin != m.origin {
-		return none, fmt.Errorf("the address serves the log %q, not %q", signed.Origin, m.origin)
+	if signed.Origin != m.Origin() {
+		return none, fmt.Errorf("the address serves the log %q, not %q", signed.Origin, m.Origin())
 	}
 	l := m.state
-	err = m.compare(ctx, m.cfg.Source, signed.Checkpoint, note)
+	err = m.compare(ctx, m.Source(), signed.Checkpoint, note)
 	if signed.Size < l.HeadSize {
 		// A log that went back may have lost the tiles that would show whether
 		// it forked too. The monitor has read every leaf: it needs none.
@@ -82,7 +82,7 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 	if err != nil {
 		return none, err
 	}
-	v, err := m.cfg.Policy.Verify(note)
+	v, err := m.Policy().Verify(note)
 	if err != nil {
 		return none, fmt.Errorf("the log's checkpoint: %w", err)
 	}
@@ -92,7 +92,7 @@ func (m *Monitor) accept(ctx context.Context) (c2sp.Checkpoint, error) {
 		}
 		l.HeadSize, l.HeadRoot, l.HeadNote, l.HeadTime = v.Size, v.Root, note, v.FreshTime
 	}
-	return c2sp.Checkpoint{Origin: m.origin, Size: l.HeadSize, Root: l.HeadRoot}, nil
+	return c2sp.Checkpoint{Origin: m.Origin(), Size: l.HeadSize, Root: l.HeadRoot}, nil
 }
 
 // compare says whether a checkpoint that the log signed and the last one
@@ -143,7 +143,7 @@ func (m *Monitor) compare(ctx context.Context, tiles TileReader, c c2sp.Checkpoi
 // all the same, without it.
 func (m *Monitor) fork(ev client.Evidence, c c2sp.Checkpoint, detail string) error {
 	l := &lie{alert: forkAlert(detail), proven: true, key: []string{"fork", fmt.Sprint(c.Size), fmt.Sprintf("%x", c.Root)}, err: errors.New(detail)}
-	if _, err := ev.Verify(m.cfg.Policy); err != nil {
+	if _, err := ev.Verify(m.Policy()); err != nil {
 		l.alert.What += " This cannot be proven to others with the keys of the policy: " + alert.OneLine(err.Error()) + "."
 		return l
 	}
@@ -151,7 +151,7 @@ func (m *Monitor) fork(ev client.Evidence, c c2sp.Checkpoint, detail string) err
 	if path, err := client.WriteEvidence(m.cfg.EvidenceDir, &ev); err != nil {
 		m.log.Error("the evidence is in the alert, but could not be written as a file", "dir", m.cfg.EvidenceDir, "err", err)
 	} else {
-		m.log.Error("the log forked; evidence written", "origin", m.origin, "file", path)
+		m.log.Error("the log forked; evidence written", "origin", m.Origin(), "file", path)
 	}
 	return l
 }
@@ -161,11 +161,11 @@ func (m *Monitor) fork(ev client.Evidence, c c2sp.Checkpoint, detail string) err
 func (m *Monitor) tellLie(ctx context.Context, l *lie) error {
 	m.state.Tampering = l.alert.Title
 	a := l.alert
-	a.Log = m.origin
+	a.Log = m.Origin()
 	if m.cfg.PageURL != "" {
 		a.Page = m.cfg.PageURL
 	}
-	a.ID = alert.ID(append([]string{m.origin, "log"}, l.key...)...)
+	a.ID = alert.ID(append([]string{m.Origin(), "log"}, l.key...)...)
 	if err := m.cfg.Store.setTampering(ctx, m.state.ID, a.Title); err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (m *Monitor) condition(ctx context.Context, kind string, active bool, since
 		return nil
 	}
 	id := func(c *condition, what string) string {
-		return alert.ID(m.origin, "condition", kind, what, fmt.Sprint(c.since.Unix()))
+		return alert.ID(m.Origin(), "condition", kind, what, fmt.Sprint(c.since.Unix()))
 	}
 	m.subsMu.Lock()
 	defer m.subsMu.Unlock()
@@ -239,7 +239,7 @@ func (m *Monitor) condition(ctx context.Context, kind string, active bool, since
 		var fs []finding
 		if c.told {
 			a := recoveredAlert(kind, c.since, now)
-			a.ID, a.Log, a.Page = id(c, "over"), m.origin, m.cfg.PageURL
+			a.ID, a.Log, a.Page = id(c, "over"), m.Origin(), m.cfg.PageURL
 			fs = append(fs, finding{alert: a, to: to})
 		}
 		return s.endCondition(ctx, log, kind, fs)
@@ -252,7 +252,7 @@ func (m *Monitor) condition(ctx context.Context, kind string, active bool, since
 	if !c.told && now.Sub(c.since) >= after {
 		c.told = true
 		a := conditionAlert(kind, detail, c.since)
-		a.ID, a.Log, a.Page = id(c, "begun"), m.origin, m.cfg.PageURL
+		a.ID, a.Log, a.Page = id(c, "begun"), m.Origin(), m.cfg.PageURL
 		fs = append(fs, finding{alert: a, to: to})
 	}
 	return s.putCondition(ctx, log, kind, c, fs)

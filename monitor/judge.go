@@ -48,6 +48,8 @@ type judge struct {
 
 	insertEntry, insertSlot, getSlot, setVerdict *sql.Stmt
 
+	ancestors []int64 // logs that this one took over from; nil: not yet looked up
+
 	findings []finding
 }
 
@@ -264,6 +266,11 @@ func (j *judge) upload(ctx context.Context, l Leaf, e *entry.Entry) error {
 			return err
 		}
 		replaced = &st.index
+	} else if before, err := j.heldBefore(ctx, e, key); err != nil {
+		return err
+	} else if before != nil {
+		j.tampering(l, e, secondDigestInNextAlert(e, *before))
+		return nil
 	}
 
 	// What the registry commits to and what it is seen to serve must agree.

@@ -42,6 +42,10 @@ type Config struct {
 	// Backoff of deliveries; zero values are alert.OutboxConfig's.
 	RetryBase, RetryCap, GiveUp time.Duration
 
+	// Open reads the log at an address that a log which has ended gives as its
+	// successor's. Default: with plain HTTP only if Source is read like that too.
+	Open func(url string) (Source, error)
+
 	Scan   ScanOptions
 	Now    func() time.Time // default time.Now
 	Logger *slog.Logger
@@ -50,7 +54,7 @@ type Config struct {
 // Monitor watches one log.
 type Monitor struct {
 	cfg    Config
-	origin string
+	now    atomic.Pointer[watched] // replaced by the goroutine of Run
 	log    *slog.Logger
 	outbox *alert.Outbox
 
@@ -66,6 +70,7 @@ type Monitor struct {
 	projects map[Watch]int64
 	state    *logState
 	started  time.Time
+	misled   bool     // the successor was refused when it was last looked at
 	examined struct { // the smaller tree last compared with our own leaves
 		root [32]byte
 		err  error
@@ -176,12 +181,16 @@ func New(ctx context.Context, c Config) (*Monitor, error) {
 			return nil, err
 		}
 	}
-	m := &Monitor{cfg: c, origin: origin, log: c.Logger, projects: map[Watch]int64{}, started: c.Now()}
+	m := &Monitor{cfg: c, log: c.Logger, projects: map[Watch]int64{}, started: c.Now()}
+	m.now.Store(&watched{origin: origin, policy: c.Policy, source: c.Source})
 	if m.state, err = c.Store.loadLog(ctx, origin); err != nil {
 		return nil, err
 	}
 	if m.state == nil {
 		return nil, fmt.Errorf("%s: log %q: %w", c.Store.path, origin, ErrNotBorn)
+	}
+	if err := m.resume(ctx); err != nil {
+		return nil, err
 	}
 	if err := m.SetSubscriptions(ctx, c.Subscriptions); err != nil {
 		return nil, err
@@ -205,7 +214,7 @@ func (m *Monitor) AcceptNewBaseline(ctx context.Context) error {
 	if err := m.cfg.Store.forgetHistory(ctx, m.state.ID); err != nil {
 		return err
 	}
-	l, err := m.cfg.Store.loadLog(ctx, m.origin)
+	l, err := m.cfg.Store.loadLog(ctx, m.Origin())
 	if err != nil {
 		return err
 	}
@@ -227,11 +236,19 @@ func (m *Monitor) SetSubscriptions(ctx context.Context, s *Subscriptions) error 
 	return nil
 }
 
-// Origin is the log being watched.
-func (m *Monitor) Origin() string { return m.origin }
+// Origin is the log being watched: the one that was configured, or the one that
+// took over from it.
+func (m *Monitor) Origin() string { return m.now.Load().origin }
 
 // Source is where the log is read.
-func (m *Monitor) Source() Source { return m.cfg.Source }
+func (m *Monitor) Source() Source { return m.now.Load().source }
+
+// Policy is the policy with the logs that took over from the one it names.
+func (m *Monitor) Policy() *c2sp.Policy { return m.now.Load().policy }
+
+// LogURL is where the log being watched is read, if it has taken over from the
+// one that was configured; else empty.
+func (m *Monitor) LogURL() string { return m.now.Load().url }
 
 // Store is the monitor's database.
 func (m *Monitor) Store() *Store { return m.cfg.Store }
@@ -279,13 +296,21 @@ func (m *Monitor) Round(ctx context.Context) error {
 	if err := m.prove(ctx); err != nil {
 		return err
 	}
+	if readErr == nil {
+		if readErr = m.followEnd(ctx); ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.As(readErr, &db) {
+			return db.err
+		}
+	}
 	if err := m.health(ctx, readErr); err != nil {
 		return err
 	}
 	detail := ""
 	if readErr != nil {
 		detail = readErr.Error()
-		m.log.Warn("the log could not be read to its end", "origin", m.origin, "verified", m.state.Verified.Size, "err", readErr)
+		m.log.Warn("the log could not be read to its end", "origin", m.Origin(), "verified", m.state.Verified.Size, "err", readErr)
 	} else {
 		m.lastRead.Store(m.cfg.Now().UnixMilli())
 	}
@@ -334,7 +359,7 @@ func (m *Monitor) readOnce(ctx context.Context) error {
 	}
 	opts := m.cfg.Scan
 	opts.Fetched = m.fetched.Store
-	_, err = Scan(ctx, m.cfg.Source, m.state.Verified, head, opts, func(leaves []Leaf, p Position) error {
+	_, err = Scan(ctx, m.Source(), m.state.Verified, head, opts, func(leaves []Leaf, p Position) error {
 		return db(m.commit(ctx, leaves, p))
 	})
 	var bad *InconsistentError
@@ -342,7 +367,10 @@ func (m *Monitor) readOnce(ctx context.Context) error {
 		a := tilesAlert(bad.Error())
 		return &lie{alert: a, err: err, key: []string{"tiles", fmt.Sprint(m.state.Verified.Size)}}
 	}
-	if err == nil && m.state.Tampering != "" {
+	if err == nil {
+		err = m.afterEnd(ctx, head)
+	}
+	if err == nil && m.state.Tampering != "" && !m.misled {
 		// The log shows the history it showed before, to its end.
 		if err := m.cfg.Store.setTampering(ctx, m.state.ID, ""); err != nil {
 			return db(err)
@@ -445,14 +473,14 @@ func (m *Monitor) prove(ctx context.Context) error {
 // Proof builds the tlog-proof of a verified entry against the newest accepted
 // checkpoint, and checks it before anybody sees it.
 func (m *Monitor) Proof(ctx context.Context, index uint64, leaf []byte) ([]byte, error) {
-	l, err := m.cfg.Store.head(ctx, m.origin)
+	l, err := m.cfg.Store.head(ctx, m.Origin())
 	if err != nil {
 		return nil, err
 	}
 	if l == nil || index >= l.HeadSize {
 		return nil, fmt.Errorf("entry %d is not in an accepted checkpoint", index)
 	}
-	hashes, err := m.cfg.Source.Inclusion(ctx, index, l.HeadSize)
+	hashes, err := m.Source().Inclusion(ctx, index, l.HeadSize)
 	if err != nil {
 		return nil, err
 	}

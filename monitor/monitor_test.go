@@ -166,7 +166,7 @@ func TestEveryKindReachesTheSubscriber(t *testing.T) {
 			e.Publisher = &entry.Publisher{Kind: "github", Repository: "alice/lib", Workflow: "release.yml"}
 		})}, alert.Unexpected, "publisher-remove", ""},
 		{"log ends", []*entry.Entry{{Kind: entry.KindSuccessor, Claim: entry.ClaimLog, Time: expected.Time, ID: fmt.Sprintf("%032x", 9),
-			Origin: "log.test/two", VKeys: []string{"log.test/two+11111111+AQAB"}, URL: "https://log.test/two"}}, alert.Infrastructure, "successor", "successor"},
+			Origin: "log.test/two", VKeys: []string{fakelog.New("log.test/two", 0, 0, time.Now).VKey()}, URL: "http://127.0.0.1:1"}}, alert.Infrastructure, "successor", "successor"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/portbook/portbook/client"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/monitor/alert"
 )
@@ -54,7 +55,7 @@ func authWords(e *entry.Entry) string {
 
 // aboutEntry fills in what every alert about an entry has.
 func (m *Monitor) aboutEntry(a alert.Alert, index uint64, leaf []byte, e *entry.Entry) alert.Alert {
-	a.Log, a.Index, a.Entry = m.origin, &index, leaf
+	a.Log, a.Index, a.Entry = m.Origin(), &index, leaf
 	if m.cfg.PageURL != "" {
 		a.Page = fmt.Sprintf("%s/entry/%d", strings.TrimRight(m.cfg.PageURL, "/"), index)
 	}
@@ -278,14 +279,58 @@ func unreadableAlert(index uint64, err error, version bool) alert.Alert {
 func successorAlert(e *entry.Entry) alert.Alert {
 	return alert.Alert{
 		Severity: alert.Infrastructure, Kind: string(entry.KindSuccessor),
-		Title: "the log ends here; it goes on as " + e.Origin,
+		Title: "the log ends here; it says that it goes on as " + e.Origin,
 		What:  fmt.Sprintf("The log says that this is its last entry and that %s, read at %s, takes over.", e.Origin, e.URL),
-		Why:   "From now on uploads are logged there, and this monitor does not read it yet.",
+		Why:   "From now on uploads are logged there. This monitor goes on there by itself as soon as that log has proven it, under the same quorum of witnesses; then you hear of it. Until then nothing new is seen.",
 		Next: []string{
-			"Get the new log's key from a source you trust, not from this mail, and put it into the policy.",
-			"Start a monitor for the new log.",
+			"Nothing has to be done if the log's operators announced it.",
+			"If they did not, ask them: somebody else may have their key. It does not lead this monitor, or anyone with a quorum in the policy, to another log without your witnesses.",
 		},
 	}
+}
+
+func rotatedAlert(f *client.Followed) alert.Alert {
+	return alert.Alert{
+		Severity: alert.Infrastructure, Kind: "rotated",
+		Title: "the log was rotated: it goes on as " + f.To,
+		What:  fmt.Sprintf("The log ended with %d entries, and %s, read at %s, took over. Both logs say so, and the quorum of witnesses has cosigned both. This monitor watches the new one now.", f.From.Size, f.To, f.URL),
+		Why:   "You hear of uploads as before. What was logged stays proven.",
+		Next:  []string{"Nothing has to be done. Put the new log into your policy when its operators send you its key by a way you trust."},
+	}
+}
+
+func badSuccessorAlert(detail string) alert.Alert {
+	return alert.Alert{
+		Severity: alert.Tampering, Kind: "bad-successor",
+		Title: "the log names a successor that contradicts it",
+		What:  "The log says that it has ended and that another one takes over, but: " + detail + ". This monitor does not follow it.",
+		Why:   "Whoever followed it could be led away from what was logged. Somebody may have the log's key, or answer in the new log's name.",
+		Next: []string{
+			"Do not put the new log into a policy. Ask the people who run the log, by a way you trust.",
+			"New uploads are not seen until this is settled: hold back installing what is new.",
+		},
+	}
+}
+
+func afterEndAlert(detail string) alert.Alert {
+	return alert.Alert{
+		Severity: alert.Tampering, Kind: "after-end",
+		Title: "the log went on after its end",
+		What:  "A log that has ended signs nothing any more, but " + detail + ".",
+		Why:   "Whoever holds its key is not its operator, or its operator breaks the rule. Two logs may now claim to be the one that goes on.",
+		Next: []string{
+			"Do not believe what came after the end. This monitor goes on reading it, and follows no successor.",
+			"Send the attached evidence to the people who run the log and to its witnesses.",
+		},
+	}
+}
+
+func secondDigestInNextAlert(e *entry.Entry, first uint64) alert.Alert {
+	a := secondDigestAlert(e, first)
+	a.What = fmt.Sprintf("Entry %d of the log that this one took over from says that %s at %s has one content, this entry says that it has another. One file name must stand for one file.",
+		first, e.File, e.Registry)
+	a.Why = "A log that takes over must not take a new content for an old name either."
+	return a
 }
 
 // Troubles of the log itself.

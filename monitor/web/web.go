@@ -9,6 +9,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -196,12 +197,12 @@ func (s *site) health(ctx context.Context) (*health, error) {
 	}
 	out := &health{Health: h}
 	if h.Checkpoint != nil && len(h.Checkpoint) > 0 {
-		if v, err := s.cfg.Policy.Verify(h.Checkpoint); err == nil {
+		if v, err := s.cfg.Monitor.Policy().Verify(h.Checkpoint); err == nil {
 			at := map[string]time.Time{}
 			for _, c := range v.Cosignatures {
 				at[c.Witness] = c.Time
 			}
-			for _, pw := range s.cfg.Policy.Witnesses {
+			for _, pw := range s.cfg.Monitor.Policy().Witnesses {
 				out.Witnesses = append(out.Witnesses, witness{pw.Name, pw.Key.Name(), at[pw.Name]})
 			}
 		}
@@ -243,7 +244,7 @@ func (s *site) home(w http.ResponseWriter, r *http.Request) {
 		Newest   []monitor.Record
 		Lies     []alert.Alert
 		Now      time.Time
-	}{frame: s.frame("Monitor"), Health: h, LogURL: s.cfg.LogURL, Now: s.cfg.Now()}
+	}{frame: s.frame("Monitor"), Health: h, LogURL: cmp.Or(s.cfg.Monitor.LogURL(), s.cfg.LogURL), Now: s.cfg.Now()}
 	d.Query = r.URL.Query().Get("q")
 	if d.Query != "" {
 		d.Title = "Search"

@@ -64,6 +64,32 @@ func New(origin string, witnesses, quorum int, now func() time.Time) *Log {
 	return l
 }
 
+// Next returns an empty, published log of another name with the same witnesses
+// and quorum.
+func (l *Log) Next(origin string) *Log {
+	n := &Log{Origin: origin, now: l.now, witnesses: l.witnesses, signer: must(c2sp.GenerateSigner(origin, c2sp.AlgEd25519))}
+	n.Policy = must(c2sp.ParsePolicy(bytes.Replace(l.Policy.Bytes(), []byte(l.signer.Key().String()), []byte(n.signer.Key().String()), 1)))
+	n.Publish()
+	return n
+}
+
+// VKey is the log's key.
+func (l *Log) VKey() string { return l.signer.Key().String() }
+
+// End logs the leaf that hands over to another log and returns what the log
+// ends with.
+func (l *Log) End(origin, url, vkey string) c2sp.Checkpoint {
+	l.AddEntry(&entry.Entry{Kind: entry.KindSuccessor, Claim: entry.ClaimLog, Time: "2026-11-21T05:00:00Z", ID: strings.Repeat("ab", 16),
+		Origin: origin, VKeys: []string{vkey}, URL: url})
+	return c2sp.Checkpoint{Origin: l.Origin, Size: l.Size(), Root: l.Root()}
+}
+
+// Begin logs the leaf that takes over from a log that ended with c.
+func (l *Log) Begin(c c2sp.Checkpoint) {
+	l.AddEntry(&entry.Entry{Kind: entry.KindPredecessor, Claim: entry.ClaimLog, Time: "2026-11-21T05:00:00Z", ID: strings.Repeat("cd", 16),
+		Origin: c.Origin, Size: entry.Uint(c.Size), Root: hex.EncodeToString(c.Root[:])})
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
