@@ -26,8 +26,11 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts run the real program.
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
+func TestScripts(t *testing.T) { testscript.Run(t, scripts()) }
+
+// scripts is what all scripts have.
+func scripts() testscript.Params {
+	return testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
 			for _, name := range []string{"HTTP", "GRPC", "ADMIN"} {
@@ -60,7 +63,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("ID", fmt.Sprintf("%08x", key.ID()))
 			},
-			"submit": submitOne,
+			"submit":       submitOne,
 			"age-identity": ageIdentity,
 			"dearmor":      dearmor,
 			"chmod-private": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-private FILE
@@ -79,7 +82,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(os.WriteFile(ts.MkAbs(args[0]), raw, 0o600))
 			},
 		},
-	})
+	}
 }
 
 // code WANT PROGRAM ARGS... checks the exit code.

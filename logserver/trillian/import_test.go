@@ -69,7 +69,7 @@ func TestImport(t *testing.T) {
 			}
 			ref.Check(t, d.Reader(), 1100)
 			ref.Check(t, d.Reader(), int(im.Published)) // its partial tiles are there
-			integrate(t, d, 1) // the import used up no token
+			integrate(t, d, 1)                          // the import used up no token
 			if err := d.Queue(t.Context(), id(1), []byte("the first of its own")); err != nil {
 				t.Fatal(err)
 			}

@@ -193,6 +193,9 @@ func (t *Trillian) start(ctx context.Context, bin string) error {
 	return t.Signer.Start(ctx)
 }
 
+// Address is that of the first log server.
+func (t *Trillian) Address() string { return t.Conn.Target() }
+
 // CreateTree makes an empty tree.
 func (t *Trillian) CreateTree(ctx context.Context, kind trillian.TreeType) (int64, error) {
 	tree, err := trillian.NewTrillianAdminClient(t.Conn).CreateTree(ctx, &trillian.CreateTreeRequest{Tree: &trillian.Tree{

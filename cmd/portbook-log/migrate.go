@@ -1,0 +1,161 @@
+package main
+
+// migrate: a log moves between a directory and Trillian, its entries keep their
+// index.
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/logserver/migrate"
+	"github.com/portbook/portbook/logserver/trillian"
+	"github.com/spf13/cobra"
+)
+
+func migrateCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "migrate --from {posix|trillian} --to {trillian|posix} --dir DIRECTORY --trillian ADDRESS --tiles PLACE",
+		Short: "Move a log from a directory to Trillian and tiles, or back",
+		Long: `migrate copies a log to another storage engine. Entries keep their index, so old
+proofs and checkpoints go on verifying. Every entry is read and hashed; the root
+must be the engine's, at the size of the published checkpoint the signed one,
+and in the end the target's own. Nothing is written to the source.
+
+  portbook-log migrate --from posix --dir DIRECTORY --to trillian \
+      --trillian 127.0.0.1:8090 --tiles s3://bucket/log
+  portbook-log migrate --from trillian --trillian 127.0.0.1:8090 --tree ID \
+      --tiles s3://bucket/log --vkey KEY --to posix --dir NEW --anchor FILE
+
+To trillian it makes a tree, fills it as a PREORDERED_LOG and turns it into a
+LOG; Trillian's signer must run. The log's server must be stopped.
+
+From trillian the tree must be FROZEN and integrated to its end. The new
+directory gets an identity and an anchor; put the key and the credentials
+(tokens.json) there yourself. Never serve the log from both places.
+
+An interrupted move goes on when it is started again with the same flags. A
+target that holds something else than the beginning of the log is refused.`,
+		Args: cobra.NoArgs,
+	}
+	f := cmd.Flags()
+	from := f.String("from", "", "`ENGINE` of the source: posix or trillian")
+	to := f.String("to", "", "`ENGINE` of the target: trillian or posix")
+	dir := dirFlag(cmd)
+	t := addTrillianFlags(cmd)
+	vkeys := f.StringArray("vkey", nil, "verifier `KEY` of the log, with --from trillian; the Ed25519 one first, may be given again")
+	anchor := f.String("anchor", "", "`FILE` of the new anchor, with --to posix: on another file system than the directory")
+	asJSON := f.Bool("json", false, "print one JSON object instead of text")
+	quiet := f.Bool("quiet", false, "no progress on standard error")
+	cli.Require(cmd, "from", "to")
+	cli.Config(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		var keys []*c2sp.Key
+		switch *from + " " + *to {
+		case "posix trillian":
+			if *anchor != "" || len(*vkeys) > 0 {
+				return cli.Usagef("--anchor and --vkey belong to --from trillian --to posix")
+			}
+		case "trillian posix":
+			if t.tree == 0 || *anchor == "" || len(*vkeys) == 0 {
+				return cli.Usagef("--from trillian needs --tree and --vkey, --to posix needs --anchor")
+			}
+			for i, v := range *vkeys {
+				k, err := c2sp.ParseVKey(v)
+				if err != nil {
+					return cli.Usagef("--vkey: %w", err)
+				}
+				if i == 0 && k.Alg() != c2sp.AlgEd25519 {
+					return cli.Usagef("--vkey: the first one must be the log's Ed25519 key")
+				}
+				keys = append(keys, k)
+			}
+		default:
+			return cli.Usagef("--from %s --to %s: want posix and trillian, or trillian and posix", *from, *to)
+		}
+		defer func() {
+			if errors.Is(err, migrate.ErrRefused) || errors.Is(err, trillian.ErrTampering) || errors.Is(err, trillian.ErrNoState) {
+				err = cli.Exit(cli.Refused, err)
+			}
+		}()
+		progress := progressTo(cmd.ErrOrStderr(), *quiet)
+		cfg, conn, err := t.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		done := moved{Tree: t.tree}
+		if *to == "trillian" {
+			err = toTrillian(cmd.Context(), *dir, cfg, progress, &done)
+		} else {
+			err = toPOSIX(cmd.Context(), *dir, *anchor, cfg, keys, progress, &done)
+		}
+		if err != nil {
+			return err
+		}
+		out := cmd.OutOrStdout()
+		if *asJSON {
+			return json.NewEncoder(out).Encode(done)
+		}
+		fmt.Fprintf(out, "Moved %d entries of %s; the root is %s.\n", done.Size, done.Origin, done.Root)
+		if *to == "trillian" {
+			fmt.Fprintf(out, "They are in Trillian's tree %d, which takes entries now. Do not serve %s again.\n", done.Tree, *dir)
+		} else {
+			fmt.Fprintf(out, "They are in %s. Put the key and tokens.json there; do not serve Trillian's tree %d again.\n", *dir, done.Tree)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// moved is what a move tells.
+type moved struct {
+	Origin string `json:"origin"`
+	Size   uint64 `json:"size"`
+	Root   string `json:"root"`
+	Tree   int64  `json:"tree,string"`
+}
+
+func (m *moved) of(s *migrate.Source) {
+	m.Origin, m.Size, m.Root = s.Identity.Origin, s.Size, hex.EncodeToString(s.Root[:])
+}
+
+func toTrillian(ctx context.Context, dir string, cfg trillian.Config, progress migrate.Progress, done *moved) error {
+	s, err := migrate.FromDir(dir)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	done.of(s)
+	done.Tree, err = migrate.ToTrillian(ctx, s, cfg, progress)
+	return err
+}
+
+func toPOSIX(ctx context.Context, dir, anchor string, cfg trillian.Config, keys []*c2sp.Key, progress migrate.Progress, done *moved) error {
+	s, err := migrate.FromTrillian(ctx, cfg, keys)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	done.of(s)
+	return migrate.ToDir(ctx, s, dir, anchor, progress)
+}
+
+// progressTo prints a line every two seconds, and one as each stage begins.
+func progressTo(w io.Writer, quiet bool) migrate.Progress {
+	var stage string
+	var last time.Time
+	return func(at string, done, of uint64) {
+		if quiet || at == stage && time.Since(last) < 2*time.Second {
+			return
+		}
+		stage, last = at, time.Now()
+		fmt.Fprintf(w, "%s: %d of %d\n", at, done, of)
+	}
+}

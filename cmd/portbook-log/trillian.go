@@ -1,0 +1,146 @@
+package main
+
+// The flags of a log on Trillian, and what they open.
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/logserver/trillian"
+	"github.com/portbook/portbook/logserver/trillian/bucket"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	gcredentials "google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// trillianFlags are the flags that say where a log on Trillian is.
+type trillianFlags struct {
+	address, ca, tiles, endpoint, region, database string
+	tree                                           int64
+	plaintext                                      bool
+}
+
+// addTrillianFlags adds them to a command.
+func addTrillianFlags(cmd *cobra.Command) *trillianFlags {
+	t := new(trillianFlags)
+	f := cmd.Flags()
+	f.StringVar(&t.address, "trillian", "", "`ADDRESS` of Trillian's log server: host:port, or a gRPC target that names several")
+	f.Int64Var(&t.tree, "tree", 0, "`ID` of Trillian's tree")
+	f.StringVar(&t.ca, "trillian-ca", "", "certificates `FILE` that Trillian's own is checked with; without it there is no TLS")
+	f.BoolVar(&t.plaintext, "trillian-plaintext", false, "allow a Trillian that is not on loopback without TLS: only on a network of its own, since whoever reaches it can log")
+	f.StringVar(&t.database, "trillian-database", "", "connection `URI` of Trillian's database, exactly as Trillian has it (postgresql://..., or user@tcp(host)/name of MySQL): it is refused if it may lose what it has confirmed")
+	f.StringVar(&t.tiles, "tiles", "", "`PLACE` of the tiles: a directory, or s3://BUCKET/PREFIX with the credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws or the machine's role")
+	f.StringVar(&t.endpoint, "s3-endpoint", "https://s3.amazonaws.com", "`URL` of the S3-compatible service")
+	f.StringVar(&t.region, "s3-region", "", "`REGION` of the bucket")
+	return t
+}
+
+// open connects to Trillian and to the tiles, and checks the database if it is
+// named. The caller closes the connection.
+func (t *trillianFlags) open(ctx context.Context) (trillian.Config, *grpc.ClientConn, error) {
+	fail := func(err error) (trillian.Config, *grpc.ClientConn, error) { return trillian.Config{}, nil, err }
+	if t.address == "" || t.tiles == "" {
+		return fail(cli.Usagef("--trillian and --tiles are needed for a log on Trillian"))
+	}
+	creds := insecure.NewCredentials()
+	if t.ca != "" {
+		pem, err := os.ReadFile(t.ca)
+		if err != nil {
+			return fail(cli.Usagef("--trillian-ca: %w", err))
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return fail(cli.Usagef("--trillian-ca: %s holds no certificate", t.ca))
+		}
+		creds = gcredentials.NewTLS(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
+	} else if !t.plaintext && !isLoopback(t.address) {
+		return fail(cli.Usagef("--trillian %s is not a loopback address: give --trillian-ca, or --trillian-plaintext on a network of its own", t.address))
+	}
+	store, err := t.store(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	if err := t.durable(ctx); err != nil {
+		return fail(err)
+	}
+	conn, err := trillian.Dial(t.address, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return fail(cli.Usagef("--trillian: %w", err))
+	}
+	return trillian.Config{Conn: conn, TreeID: t.tree, Store: store}, conn, nil
+}
+
+// store opens the place of the tiles.
+func (t *trillianFlags) store(ctx context.Context) (trillian.Store, error) {
+	rest, ok := strings.CutPrefix(t.tiles, "s3://")
+	if !ok {
+		dir, err := filepath.Abs(t.tiles)
+		return trillian.Dir(dir), err
+	}
+	name, prefix, _ := strings.Cut(rest, "/")
+	if prefix = strings.Trim(prefix, "/"); prefix != "" {
+		prefix += "/"
+	}
+	u, err := url.Parse(t.endpoint)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || strings.Trim(u.Path, "/") != "" {
+		return nil, cli.Usagef("--s3-endpoint %s: want https://HOST[:PORT]", t.endpoint)
+	}
+	if host := u.Host; u.Scheme == "http" && !isLoopback(host) {
+		return nil, cli.Usagef("--s3-endpoint %s: without TLS anyone on the way can change tiles", t.endpoint)
+	}
+	client, err := minio.New(u.Host, &minio.Options{Secure: u.Scheme == "https", Region: t.region,
+		Creds: credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}, &credentials.IAM{}})})
+	if err != nil {
+		return nil, cli.Usagef("--s3-endpoint: %w", err)
+	}
+	b := bucket.Bucket{Client: client, Name: name, Prefix: prefix}
+	return b, b.Check(ctx)
+}
+
+// durable refuses a database that may lose what it has confirmed. Errors of the
+// connection name no password.
+func (t *trillianFlags) durable(ctx context.Context) error {
+	refuse := func(err error) error {
+		if errors.Is(err, trillian.ErrNotDurable) {
+			return cli.Exit(cli.Refused, err)
+		}
+		return err
+	}
+	switch {
+	case t.database == "":
+		return nil
+	case strings.HasPrefix(t.database, "postgres://"), strings.HasPrefix(t.database, "postgresql://"):
+		conn, err := pgx.Connect(ctx, t.database)
+		if err != nil {
+			return fmt.Errorf("--trillian-database: cannot connect: %w", err)
+		}
+		defer conn.Close(ctx)
+		return refuse(trillian.CheckPostgreSQL(ctx, conn))
+	default:
+		cfg, err := mysql.ParseDSN(t.database)
+		if err != nil {
+			return cli.Usagef("--trillian-database: want postgresql://USER@HOST/NAME, or USER@tcp(HOST:PORT)/NAME")
+		}
+		connector, err := mysql.NewConnector(cfg)
+		if err != nil {
+			return cli.Usagef("--trillian-database: %w", err)
+		}
+		db := sql.OpenDB(connector)
+		defer db.Close()
+		return refuse(trillian.CheckMySQL(ctx, db))
+	}
+}
