@@ -33,6 +33,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -40,6 +41,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/portbook/portbook/entry"
 	"golang.org/x/sys/unix"
 )
 
@@ -546,4 +548,53 @@ func (r *reader) number() uint64 {
 	}
 	r.rest = r.rest[n:]
 	return x
+}
+
+// AttributedEntry is an entry that a record names.
+type AttributedEntry struct {
+	Index uint64
+	Time  time.Time // when it was recorded
+	Late  bool
+	Entry *entry.Entry // nil if it is not published yet, or cannot be read
+}
+
+// Entries yields the entries of runs in order, as far as they are published
+// read from the log in dir. It ends with the first error.
+func Entries(ctx context.Context, dir string, runs []Attributed) iter.Seq2[AttributedEntry, error] {
+	return func(yield func(AttributedEntry, error) bool) {
+		p, _, err := Ended(dir)
+		if err != nil {
+			yield(AttributedEntry{}, err)
+			return
+		}
+		t := tree{ctx, directory(filepath.Join(dir, engineDir)), int64(p.Size), nil}
+		for _, r := range runs {
+			for at, end := r.First, r.First+r.Count; at < end; {
+				n := min(end-at, tileWidth-at%tileWidth) // of one bundle
+				var leaves [][]byte
+				if at < p.Size {
+					if err := ctx.Err(); err != nil {
+						yield(AttributedEntry{}, err)
+						return
+					}
+					if leaves, err = t.leaves(int64(at), int(min(n, p.Size-at))); err != nil {
+						yield(AttributedEntry{}, err)
+						return
+					}
+				}
+				for i := range n {
+					x := AttributedEntry{Index: at + i, Time: r.Time, Late: r.Late}
+					if i < uint64(len(leaves)) {
+						if e, err := entry.Parse(leaves[i]); err == nil {
+							x.Entry = e
+						}
+					}
+					if !yield(x, nil) {
+						return
+					}
+				}
+				at += n
+			}
+		}
+	}
 }

@@ -55,8 +55,8 @@ type Credential struct {
 
 // OldSecret is a secret that was replaced, good until Ends.
 type OldSecret struct {
-	Hash string `json:"hash"` // hex SHA-256
-	Ends string `json:"ends"` // entry.TimeFormat
+	Hash string `json:"hash,omitempty"` // hex SHA-256; never empty in the file
+	Ends string `json:"ends"`           // entry.TimeFormat
 }
 
 const (

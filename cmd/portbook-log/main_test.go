@@ -46,13 +46,20 @@ func scripts() testscript.Params {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"admin":    admin,
-			"code":     code,
-			"env-from": envFrom,
-			"hangup":   hangup,
-			"ready":    ready,
-			"request":  request,
-			"up":       func(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/healthz") },
+			"admin":        admin,
+			"certificates": certificates,
+			"mtls":         mtls,
+			"issuer":       issuer,
+			"flood":        flood,
+			"token-id":     tokenID,
+			// sleep-a-second is how long a running server may take to see a change.
+			"sleep-a-second": func(*testscript.TestScript, bool, []string) { time.Sleep(time.Second) },
+			"code":           code,
+			"env-from":       envFrom,
+			"hangup":         hangup,
+			"ready":          ready,
+			"request":        request,
+			"up":             func(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/healthz") },
 			"vkey": func(ts *testscript.TestScript, _ bool, args []string) { // vkey FILE: of init --json
 				var made struct {
 					VKey string `json:"vkey"`
