@@ -230,6 +230,13 @@ func removeDB(t testing.TB, dir, name string) {
 
 func TestMain(m *testing.M) {
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // Tessera's own log
+	if os.Getenv(fillEnv) != "" {
+		if err := fillMain(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(childEnv) != "" {
 		if err := childMain(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)

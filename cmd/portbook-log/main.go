@@ -33,6 +33,7 @@ with --exit-on-guard ends with 3 when the log must sign nothing more.`,
 	}
 	root.AddCommand(initCmd(), serveCmd(), tokenCmd(), keyCmd())
 	root.AddCommand(auditCmd(), rebuildIndexCmd(), migrateCmd())
+	root.AddCommand(backupCmd(), restoreCmd(), repairCmd())
 	return root
 }
 
