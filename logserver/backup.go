@@ -70,7 +70,7 @@ func Backup(ctx context.Context, dir, to string, progress Progress) (Outcome, er
 		return Outcome{}, err
 	}
 	if old, err := os.ReadFile(filepath.Join(to, checkpointFile)); err == nil {
-		was, err := ownCheckpoint(old, own)
+		was, err := signedCheckpoint(old, own)
 		if err != nil {
 			return Outcome{}, fmt.Errorf("%s holds something else than a backup of this log: %w", to, err)
 		}
@@ -111,7 +111,7 @@ func Backup(ctx context.Context, dir, to string, progress Progress) (Outcome, er
 func mustNote(raw []byte) *c2sp.Note {
 	note, err := c2sp.ParseNote(raw)
 	if err != nil {
-		panic("logserver: " + err.Error()) // ownCheckpoint has read it
+		panic("logserver: " + err.Error()) // signedCheckpoint has read it
 	}
 	return note
 }
@@ -323,7 +323,7 @@ func Repair(ctx context.Context, dir, mirror string, progress Progress) (Outcome
 	}
 	published, note := theirs, theirNote
 	if raw, err := os.ReadFile(filepath.Join(dir, checkpointFile)); err == nil {
-		if cp, err := ownCheckpoint(raw, own); err == nil && cp.Size >= theirs.Size {
+		if cp, err := signedCheckpoint(raw, own); err == nil && cp.Size >= theirs.Size {
 			published, note = cp, raw
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {

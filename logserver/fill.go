@@ -157,15 +157,15 @@ func (s *Source) checkpoint(ctx context.Context, own *keyring) (c2sp.Checkpoint,
 	if err != nil {
 		return c2sp.Checkpoint{}, nil, fmt.Errorf("%w: checkpoint of %s: %w", ErrStorage, s.name, err)
 	}
-	cp, err := ownCheckpoint(raw, own)
+	cp, err := signedCheckpoint(raw, own)
 	if err != nil {
 		return cp, nil, fmt.Errorf("checkpoint of %s: %w", s.name, err)
 	}
 	return cp, raw, nil
 }
 
-// ownCheckpoint reads a signed checkpoint of a log.
-func ownCheckpoint(raw []byte, own *keyring) (cp c2sp.Checkpoint, err error) {
+// signedCheckpoint reads a signed checkpoint of a log.
+func signedCheckpoint(raw []byte, own *keyring) (cp c2sp.Checkpoint, err error) {
 	note, err := c2sp.ParseNote(raw)
 	if err != nil {
 		return cp, err
