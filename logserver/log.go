@@ -113,6 +113,8 @@ type Log struct {
 
 	mark atomic.Pointer[FreezeMark] // set once the log is to end
 
+	follower *follower // of a server that only reads; else nil
+
 	testReading func() // called in tests while a read counts as under way
 
 	successorOf string // Identity.SuccessorOf
@@ -460,8 +462,15 @@ func (l *Log) Status() Status {
 }
 
 // Ready is nil if the log takes submissions, its last round of cosigning
-// published a checkpoint, and that is validly cosigned and fresh.
+// published a checkpoint, and that is validly cosigned and fresh; of one that
+// only reads, if it follows its storage.
 func (l *Log) Ready() error {
+	if l.follower != nil {
+		if err := l.follower.trouble(); err != nil {
+			return fmt.Errorf("%w: %w", ErrReadOnly, err)
+		}
+		return nil
+	}
 	s := l.Status()
 	if !s.Writable {
 		return fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)

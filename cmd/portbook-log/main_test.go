@@ -33,7 +33,7 @@ func scripts() testscript.Params {
 	return testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"HTTP", "GRPC", "ADMIN"} {
+			for _, name := range []string{"HTTP", "GRPC", "HTTP2", "GRPC2", "ADMIN"} {
 				l, err := net.Listen("tcp", "127.0.0.1:0")
 				if err != nil {
 					return err
@@ -60,6 +60,7 @@ func scripts() testscript.Params {
 			"ready":          ready,
 			"request":        request,
 			"up":             func(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/healthz") },
+			"notready":       func(ts *testscript.TestScript, _ bool, _ []string) { awaitStatus(ts, "/readyz", 503) },
 			"vkey": func(ts *testscript.TestScript, _ bool, args []string) { // vkey FILE: of init --json
 				var made struct {
 					VKey string `json:"vkey"`
@@ -115,17 +116,19 @@ func envFrom(ts *testscript.TestScript, _ bool, args []string) {
 // ready waits until the log takes submissions.
 func ready(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/readyz") }
 
-func await(ts *testscript.TestScript, path string) {
+func await(ts *testscript.TestScript, path string) { awaitStatus(ts, path, 200) }
+
+func awaitStatus(ts *testscript.TestScript, path string, want int) {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		res, err := http.Get("http://" + ts.Getenv("HTTP") + path)
 		if err == nil {
 			res.Body.Close()
-			if res.StatusCode == 200 {
+			if res.StatusCode == want {
 				return
 			}
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("not ready after 10 s: %v", err)
+			ts.Fatalf("%s: not %d after 10 s: %v", path, want, err)
 		}
 	}
 }

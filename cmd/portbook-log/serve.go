@@ -31,7 +31,12 @@ witnesses has cosigned. Below the quorum nothing is published: submissions wait,
 then fail as unavailable, and the same submission later gets the same index.
 
 If the log's storage is behind what its anchor or any witness shows, serve
-signs nothing and goes on serving reads; /readyz says why.`,
+signs nothing and goes on serving reads; /readyz says why.
+
+With --read-only it serves what another process writes: a log's directory, a
+mirror made by export, or a bucket. Any number of them run beside the writer,
+each with a --state directory of its own. A checkpoint that the log did not
+sign, or that goes back, is not served; /readyz says so.`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
@@ -55,9 +60,15 @@ signs nothing and goes on serving reads; /readyz says why.`,
 	private := f.Bool("private", false, "a private log: tiles, checkpoint, proofs and lookups only with a token made by token create --read; /healthz and /readyz stay open")
 	adminAddr := f.String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics) and profiles (/debug/pprof); default: none")
 	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
-	cli.Require(cmd, "policy")
+	readOnly := addReadOnlyFlags(cmd)
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if on, err := readOnly.given(cmd); err != nil {
+			return err
+		} else if on {
+			return readOnly.serve(cmd, *dir, wiring{httpAddr, grpcAddr, adminAddr, cert, certKey, clientCA, plaintext, private, maxReads, maxWait},
+				slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+		}
 		if *maxInFlight < 1 || *maxRate < 1 || *maxReads < 1 {
 			return cli.Usagef("--max-in-flight, --max-rate and --max-reads: want 1 or more")
 		}
