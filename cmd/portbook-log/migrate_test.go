@@ -153,7 +153,7 @@ func oldProofs(ts *testscript.TestScript, _ bool, args []string) { // old-proofs
 // dirTiles reads tiles from a directory, exactly as wide as they are asked for.
 type dirTiles string
 
-func (d dirTiles) Height() int                       { return 8 }
+func (d dirTiles) Height() int                     { return 8 }
 func (d dirTiles) SaveTiles([]tlog.Tile, [][]byte) {}
 
 func (d dirTiles) ReadTiles(tiles []tlog.Tile) (out [][]byte, err error) {

@@ -42,11 +42,17 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
 	perLog := cmd.Flags().Float64("per-log", 200, "most new checkpoints a second of one log; more are asked to come again")
 	perClient := cmd.Flags().Float64("per-client", 1000, "most requests a second of one address; behind a web server everybody has its address, which should have limits of its own")
+	bastion := cmd.Flags().String("bastion", "", "`HOST:PORT` of a bastion (c2sp.org/https-bastion) through which logs reach the witness as well; see bastion-key")
+	bastionCA := cmd.Flags().String("bastion-ca", "", "`FILE` of the certificates that vouch for the bastion (PEM); default: the system's")
 	admin := cmd.Flags().String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics); default: none")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *perLog <= 0 || *perClient <= 0 {
 			return cli.Usagef("--per-log and --per-client: want more than 0")
+		}
+		behind, err := bastionOf(*dir, *bastion, *bastionCA)
+		if err != nil {
+			return cli.Usage(err)
 		}
 		d, err := witness.OpenDir(*dir)
 		if err != nil {
@@ -88,7 +94,15 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 		}
 		defer stopTracing()
 		fmt.Fprintf(cmd.OutOrStdout(), "%s on http://%s/, logs: %d\n", w.Keys()[0].Name(), l.Addr(), len(logs))
-		return run(cmd.Context(), l, otelhttp.NewHandler(handler(w, d.Store), "witness"), journal)
+		h := otelhttp.NewHandler(handler(w, d.Store), "witness")
+		if behind != nil {
+			ctx, cancel := context.WithCancel(cmd.Context())
+			ended := make(chan struct{})
+			behind.Logger = journal
+			go func() { defer close(ended); behind.Run(ctx, h) }()
+			defer func() { cancel(); <-ended }()
+		}
+		return run(cmd.Context(), l, h, journal)
 	}
 	return cmd
 }
