@@ -16,7 +16,6 @@ package logserver
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -180,12 +179,9 @@ func (s *shared) identify(ctx context.Context, cfg Config) (*keyring, error) {
 	if state.engine != s.engine.Name() {
 		return nil, fmt.Errorf("the database belongs to the log on %s, not to the one on %s", state.engine, s.engine.Name())
 	}
-	var id Identity
-	if err := json.Unmarshal([]byte(state.identity), &id); err != nil {
-		return nil, fmt.Errorf("the database's identity of the log: %w", err)
-	}
-	if err := id.checkKeys(); err != nil {
-		return nil, fmt.Errorf("the database's identity of the log: %w", err)
+	id, err := state.id()
+	if err != nil {
+		return nil, err
 	}
 	s.state, s.fresh = state, time.Now()
 	if cfg.Signer == nil {

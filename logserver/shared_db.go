@@ -227,8 +227,13 @@ func readState(ctx context.Context, db interface {
 
 // InitShared makes a new log in an empty database, for an engine that is empty.
 // It makes a log once: the tables and the rows come in one step.
-func InitShared(ctx context.Context, dsn string, engine SharedEngine, key *c2sp.Key) error {
+func InitShared(ctx context.Context, dsn string, engine SharedEngine, key *c2sp.Key, also ...*c2sp.Key) error {
 	id := Identity{Origin: key.Name(), VKey: key.String()}
+	if len(also) > 0 {
+		for _, k := range append([]*c2sp.Key{key}, also...) {
+			id.Keys = append(id.Keys, LogKey{VKey: k.String(), State: KeyActive})
+		}
+	}
 	if err := id.checkKeys(); err != nil {
 		return err
 	}
@@ -280,4 +285,33 @@ func InitShared(ctx context.Context, dsn string, engine SharedEngine, key *c2sp.
 		_, err := tx.Exec(ctx, "INSERT INTO log (identity, engine) VALUES ($1, $2)", identity, engine.Name())
 		return databaseTrouble(err)
 	})
+}
+
+// ReadSharedIdentity reads what log a database belongs to.
+func ReadSharedIdentity(ctx context.Context, dsn string) (Identity, error) {
+	pool, err := openDB(ctx, dsn)
+	if err != nil {
+		return Identity{}, err
+	}
+	defer pool.Close()
+	if err := checkDB(ctx, pool); err != nil {
+		return Identity{}, err
+	}
+	state, err := readState(ctx, pool, nil)
+	if err != nil {
+		return Identity{}, err
+	}
+	return state.id()
+}
+
+func (s sharedState) id() (Identity, error) {
+	var id Identity
+	err := json.Unmarshal([]byte(s.identity), &id)
+	if err == nil {
+		err = id.checkKeys()
+	}
+	if err != nil {
+		return id, fmt.Errorf("the database's identity of the log: %w", err)
+	}
+	return id, nil
 }

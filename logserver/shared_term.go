@@ -164,7 +164,7 @@ func (t *sharedTerm) run(ctx context.Context) error {
 				stop(err)
 				return
 			}
-			t.tiles.Store(size)
+			t.tiles.Store(max(size, t.tiles.Load())) // what is integrated anew can be read all the while
 			l.pub.grown()
 		})
 		if work.Err() == nil {

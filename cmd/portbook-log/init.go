@@ -17,7 +17,7 @@ import (
 
 func initCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "init --origin ORIGIN --dir DIRECTORY --anchor FILE",
+		Use:   "init --origin ORIGIN --dir DIRECTORY --anchor FILE | --storage trillian ...",
 		Short: "Make a new log: its key, its anchor and its empty storage, once",
 		Long: `init makes a new log and prints its verifier key, which witnesses, clients and
 monitors need.
@@ -34,6 +34,10 @@ init makes an Ed25519 key in log.key in the directory. With --key it makes none,
 and the log begins with keys that are kept elsewhere: one of type Ed25519, and one
 of type ML-DSA-44 beside it if you like.
 
+` + sharedHelp + `
+With --storage trillian init also makes the tree, unless --tree names an empty
+one; the anchor is in the database, and --anchor is not given.
+
 ` + keyHelp + `
 `,
 		Args: cobra.NoArgs,
@@ -44,13 +48,31 @@ of type ML-DSA-44 beside it if you like.
 	refs := cmd.Flags().StringArray("key", nil, "existing `KEY` for the log (portbook-log key generate), once for each that is to sign; default: a new one in log.key")
 	secrets := secretFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
-	cli.Require(cmd, "origin", "anchor")
+	shared := sharedFlagsOf(cmd)
+	cli.Require(cmd, "origin")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if strings.Contains(*origin, "://") {
 			return cli.Usagef("--origin %s: leave the scheme away", *origin)
 		}
+		isShared, err := shared.asked(false)
+		if err != nil {
+			return err
+		}
+		if !isShared && *anchor == "" {
+			return cli.Usagef("missing flag: --anchor")
+		}
+		if isShared && *anchor != "" {
+			return cli.Usagef("--anchor: the anchor of a shared log is in its database")
+		}
 		var key *c2sp.Key
+		if isShared && len(*refs) == 0 {
+			ref, err := newKeyFile(*dir, *origin)
+			if err != nil {
+				return err
+			}
+			*refs = []string{ref}
+		}
 		if len(*refs) == 0 {
 			signer, err := c2sp.GenerateSigner(*origin, c2sp.AlgEd25519)
 			if err != nil {
@@ -80,9 +102,16 @@ of type ML-DSA-44 beside it if you like.
 			if key == nil {
 				return cli.Usagef("--key: none of type Ed25519 is given, and every log has one: ML-DSA-44 signs beside it")
 			}
-			if err := logserver.Init(cmd.Context(), *dir, *anchor, key, also...); err != nil {
+			if isShared {
+				if err := shared.init(cmd, key, also); err != nil {
+					return err
+				}
+			} else if err := logserver.Init(cmd.Context(), *dir, *anchor, key, also...); err != nil {
 				return cli.Exit(cli.Refused, err)
 			}
+		}
+		if isShared {
+			return shared.made(cmd, key, *asJSON)
 		}
 		if beside, err := logserver.AnchorIsBeside(*dir, *anchor); err == nil && beside {
 			fmt.Fprintf(cmd.ErrOrStderr(), "portbook-log: warning: the anchor is on the log's own file system, where a restored backup brings both back: serve will ask for --anchor-beside\n")

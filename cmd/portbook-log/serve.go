@@ -36,7 +36,11 @@ signs nothing and goes on serving reads; /readyz says why.
 With --read-only it serves what another process writes: a log's directory, a
 mirror made by export, or a bucket. Any number of them run beside the writer,
 each with a --state directory of its own. A checkpoint that the log did not
-sign, or that goes back, is not served; /readyz says so.`,
+sign, or that goes back, is not served; /readyz says so.
+
+` + sharedHelp + `
+Any number of servers run so, each with a directory of its own that may be lost.
+One that has the key stands for election: one at a time publishes.`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
@@ -59,6 +63,8 @@ sign, or that goes back, is not served; /readyz says so.`,
 	maxReads := f.Int("max-reads", 64, "most lookups and proofs at once over the API, which need no token; tiles are not counted")
 	private := f.Bool("private", false, "a private log: tiles, checkpoint, proofs and lookups only with a token made by token create --read; /healthz and /readyz stay open")
 	adminAddr := f.String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics) and profiles (/debug/pprof); default: none")
+	shared := sharedFlagsOf(cmd)
+	frontendOnly := f.Bool("frontend-only", false, "with --storage trillian: have no key, never publish")
 	exitOnGuard := f.Bool("exit-on-guard", false, "end the process (exit code 3) when a guard fails, instead of going on to serve reads")
 	readOnly := addReadOnlyFlags(cmd)
 	cli.Config(cmd)
@@ -73,19 +79,41 @@ sign, or that goes back, is not served; /readyz says so.`,
 			return cli.Usagef("--max-in-flight, --max-rate and --max-reads: want 1 or more")
 		}
 		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		id, err := logserver.ReadIdentity(*dir)
-		if err != nil {
-			return cli.Exit(cli.Refused, err)
-		}
-		signers, closeKeys, err := secrets.openKeys(cmd, *dir, id.Origin, *keys)
+		isShared, err := shared.asked(true)
 		if err != nil {
 			return err
 		}
-		defer closeKeys()
-		p, err := readPolicy(*policy, signers[0].Key(), logger)
+		if *frontendOnly && (!isShared || len(*keys) > 0) {
+			return cli.Usagef("--frontend-only: goes with --storage trillian, and without --key")
+		}
+		var id logserver.Identity
+		if isShared {
+			id, err = logserver.ReadSharedIdentity(cmd.Context(), *shared.postgres)
+		} else {
+			id, err = logserver.ReadIdentity(*dir)
+		}
+		if err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
+		key, err := c2sp.ParseVKey(id.VKey)
+		if err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
+		cfg := logserver.Config{Dir: *dir, Logger: logger, AnchorBeside: *beside,
+			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads, Private: *private}
+		if !*frontendOnly {
+			signers, closeKeys, err := secrets.openKeys(cmd, *dir, id.Origin, *keys)
+			if err != nil {
+				return err
+			}
+			defer closeKeys()
+			key, cfg.Signer, cfg.Also = signers[0].Key(), signers[0], signers[1:]
+		}
+		p, err := readPolicy(*policy, key, logger)
 		if err != nil {
 			return cli.Usage(err)
 		}
+		cfg.Policy = p
 		tlsConfig, err := tlsFiles(logserver.TLSFiles{Cert: *cert, Key: *certKey, ClientCA: *clientCA}, logger)
 		if err != nil {
 			return cli.Usage(err)
@@ -99,10 +127,12 @@ sign, or that goes back, is not served; /readyz says so.`,
 		}
 		// The log before its addresses: a second server is told who has the log,
 		// not that a port is taken.
-		log, err := logserver.Open(cmd.Context(), logserver.Config{
-			Dir: *dir, Signer: signers[0], Also: signers[1:], Policy: p, Logger: logger, AnchorBeside: *beside,
-			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads, Private: *private,
-		})
+		if isShared {
+			if cfg.Shared, err = shared.open(cmd.Context(), logger); err != nil {
+				return err
+			}
+		}
+		log, err := logserver.Open(cmd.Context(), cfg)
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
@@ -130,7 +160,7 @@ sign, or that goes back, is not served; /readyz says so.`,
 		ctx, stop := context.WithCancelCause(cmd.Context())
 		defer stop(nil)
 		defer onHangup(func() {
-			p, err := readPolicy(*policy, signers[0].Key(), logger)
+			p, err := readPolicy(*policy, key, logger)
 			if err == nil {
 				err = log.SetPolicy(p)
 			}

@@ -45,7 +45,7 @@ type credentialFlags struct{ dir, database *string }
 func credentialsIn(cmd *cobra.Command) credentialFlags {
 	return credentialFlags{
 		cmd.Flags().String("dir", "", "`DIRECTORY` of the log"),
-		cmd.Flags().String("database", "", "of a shared log: the PostgreSQL `URL`, as for serve"),
+		cmd.Flags().String("postgres", "", "`DATABASE` of a shared log, instead of --dir: "+postgresHelp),
 	}
 }
 
@@ -53,7 +53,7 @@ func credentialsIn(cmd *cobra.Command) credentialFlags {
 func (f credentialFlags) open(ctx context.Context) (c *logserver.Credentials, done func(), err error) {
 	switch {
 	case (*f.dir == "") == (*f.database == ""):
-		return nil, nil, cli.Usagef("give --dir, or --database for a shared log")
+		return nil, nil, cli.Usagef("missing flag: --dir, or --postgres for a shared log")
 	case *f.database != "":
 		return logserver.OpenSharedTokens(ctx, *f.database, time.Now)
 	}

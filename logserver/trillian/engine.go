@@ -3,6 +3,10 @@ package trillian
 import (
 	"context"
 	"fmt"
+
+	"github.com/google/trillian"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // CheckpointName is the object of the public checkpoint, beside the tiles.
@@ -73,4 +77,19 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	return e.close()
+}
+
+// CreateTree makes an empty tree that takes entries, and returns its ID.
+func CreateTree(ctx context.Context, conn grpc.ClientConnInterface) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*callLimit)
+	defer cancel()
+	tree, err := trillian.NewTrillianAdminClient(conn).CreateTree(ctx, &trillian.CreateTreeRequest{Tree: &trillian.Tree{
+		TreeState: trillian.TreeState_ACTIVE, TreeType: trillian.TreeType_LOG, DisplayName: "portbook", MaxRootDuration: durationpb.New(0)}})
+	if err != nil {
+		return 0, fmt.Errorf("trillian: %w", err)
+	}
+	if _, err := trillian.NewTrillianLogClient(conn).InitLog(ctx, &trillian.InitLogRequest{LogId: tree.TreeId}); err != nil {
+		return 0, fmt.Errorf("trillian: the tree %d is made and not initialised: %w", tree.TreeId, err)
+	}
+	return tree.TreeId, nil
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -168,8 +169,18 @@ func writeTemp(dir string, content []byte) (name string, err error) {
 	return name, nil
 }
 
+// swapTurn is how long a Swap waits for its turn.
+const swapTurn = 2 * time.Second
+
 // Swap implements Store. Processes take turns by a lock on a file.
-func (d Dir) Swap(_ context.Context, name string, old, content []byte) (err error) {
+//
+// A process that is stopped in the middle of its turn holds the lock for as long
+// as it is stopped, so after swapTurn the others go on without. When it wakes it
+// finds that its turn is over. One that was stopped between that look and the
+// rename replaces a newer object by its own, older one: no loss to this package,
+// whose integrator then takes over again from the older size and finds every tile
+// as it would write it, and a publisher writes its checkpoint again.
+func (d Dir) Swap(ctx context.Context, name string, old, content []byte) (err error) {
 	p, err := d.path(name)
 	if err != nil {
 		return err
@@ -186,9 +197,10 @@ func (d Dir) Swap(_ context.Context, name string, old, content []byte) (err erro
 		return err
 	}
 	defer f.Close()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	if err := takeTurn(ctx, f); err != nil {
 		return err
 	}
+	begun := time.Now() // monotonic: it goes on while we are stopped
 	have, err := os.ReadFile(p)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -203,10 +215,29 @@ func (d Dir) Swap(_ context.Context, name string, old, content []byte) (err erro
 	if err != nil {
 		return err
 	}
+	if time.Since(begun) > swapTurn/2 {
+		return errors.Join(fmt.Errorf("writing %s took longer than a turn, and was given up", name), os.Remove(t))
+	}
 	if err := os.Rename(t, p); err != nil {
 		return errors.Join(err, os.Remove(t))
 	}
 	return syncDir(filepath.Dir(p))
+}
+
+// takeTurn locks f, or waits for swapTurn.
+func takeTurn(ctx context.Context, f *os.File) error {
+	for begun := time.Now(); ; {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+		if time.Since(begun) > swapTurn {
+			return nil
+		}
+		if !sleep(ctx, 5*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
 }
 
 // RemoveAll implements Store.

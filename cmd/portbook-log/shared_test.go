@@ -1,0 +1,617 @@
+package main
+
+// The scaled-out log with real processes: frontends of this program, Trillian's
+// log server and signer, PostgreSQL. Any one of them is killed under load; the
+// clients keep their own ledger of what was acknowledged.
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
+	"github.com/portbook/portbook/logserver/trillian/trilliantest"
+	pb "github.com/portbook/portbook/proto/portbook/v1"
+	"github.com/portbook/portbook/witness"
+	"golang.org/x/mod/sumdb/tlog"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+var faultRounds = flag.Int("shared-rounds", 1, "how often TestSharedFaults goes through its faults")
+
+var faultLoad = flag.Int("shared-load", 60, "how many acknowledgements TestSharedFaults waits for between two faults")
+
+// scaled is a log of real processes.
+type scaled struct {
+	t         *testing.T
+	dir       string
+	program   string
+	db        *trilliantest.PostgreSQL
+	trillian  *trilliantest.Trillian
+	vkey      string
+	policy    *c2sp.Policy
+	token     string
+	frontends []*frontend
+	witnesses []string
+}
+
+// frontend is one portbook-log serve.
+type frontend struct {
+	name       string
+	args       []string
+	grpc, http string
+	conn       *grpc.ClientConn
+	mu         sync.Mutex
+	cmd        *exec.Cmd // guarded by mu; nil while it is not running
+}
+
+func newScaled(t *testing.T) *scaled {
+	t.Helper()
+	s := &scaled{t: t, dir: t.TempDir()}
+	var err error
+	if s.db, err = trilliantest.StartPostgreSQL(t.Context(), nil); err == nil {
+		t.Cleanup(s.db.Close)
+		if s.trillian, err = trilliantest.Start(t.Context(), trilliantest.Options{Database: s.db}); err == nil {
+			t.Cleanup(s.trillian.Close)
+		}
+	}
+	if trilliantest.Skippable(err) {
+		t.Skipf("a neighbour is absent: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.program, err = exec.LookPath("portbook-log"); err != nil { // this test binary, as testscript.Main put it there
+		s.program = filepath.Join(s.dir, "portbook-log")
+		if out, err := exec.Command("go", "build", "-o", s.program, ".").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	tiles := filepath.Join(s.dir, "tiles")
+	if err := os.Mkdir(tiles, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	shared := []string{"--storage", "trillian", "--postgres", s.db.FrontendURI(), "--trillian", s.trillian.Conn.Target(), "--tiles", tiles}
+	keys := filepath.Join(s.dir, "keys")
+	out := s.run(append([]string{"init", "--json", "--origin", "log.example/shared", "--dir", keys}, shared...)...)
+	s.vkey = between(out, `"vkey":"`, `"`)
+	shared = append(shared, "--tree", strings.TrimSuffix(between(out, `"tree":`, "}"), "\n"))
+	log, err := c2sp.ParseVKey(s.vkey)
+	if err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	lines := ""
+	for i := range 3 {
+		lines += s.witness(fmt.Sprintf("w%d", i), log)
+	}
+	lines += "group g 2 w0 w1 w2\nquorum g\n"
+	policy := filepath.Join(s.dir, "policy")
+	if err := os.WriteFile(policy, []byte(lines), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if s.policy, err = c2sp.ParsePolicy([]byte(lines)); err != nil {
+		t.Fatal(err)
+	}
+	s.policy.Logs = []c2sp.PolicyLog{{Key: log}}
+	s.token = strings.TrimSpace(s.run("token", "create", "--postgres", s.db.FrontendURI(), "--registry", "index.example"))
+	for i, more := range [][]string{{"--key", filepath.Join(keys, "log.key")}, {"--key", filepath.Join(keys, "log.key")}, {"--frontend-only"}} {
+		f := &frontend{name: fmt.Sprintf("frontend %d", i), grpc: freeAddress(t), http: freeAddress(t)}
+		f.args = append(append([]string{"serve", "--dir", filepath.Join(s.dir, fmt.Sprint("frontend", i)), "--policy", policy,
+			"--grpc", f.grpc, "--http", f.http, "--publish-interval", "20ms", "--max-wait", "10s"}, shared...), more...)
+		if f.conn, err = grpc.NewClient(f.grpc, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+			t.Fatal(err)
+		}
+		s.frontends = append(s.frontends, f)
+		s.start(f)
+		t.Cleanup(func() { f.signal(syscall.SIGCONT); f.signal(syscall.SIGKILL); f.conn.Close() })
+	}
+	for _, f := range s.frontends {
+		s.within(30*time.Second, f.name+" to be ready", func() bool { return s.get(f, "/readyz") != nil })
+	}
+	return s
+}
+
+func between(s, from, to string) string {
+	_, s, _ = strings.Cut(s, from)
+	s, _, _ = strings.Cut(s, to)
+	return s
+}
+
+func freeAddress(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (s *scaled) run(args ...string) string {
+	s.t.Helper()
+	cmd := exec.Command(s.program, args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		s.t.Fatalf("portbook-log %s: %v\n%s", args[0], err, stderr.String())
+	}
+	return string(out)
+}
+
+// witness starts a witness in this process and returns its policy line.
+func (s *scaled) witness(name string, log *c2sp.Key) string {
+	s.t.Helper()
+	signer, err := c2sp.GenerateSigner("witness.example/"+name, c2sp.AlgEd25519Cosig)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	store, err := witness.CreateStore(s.t.Context(), filepath.Join(s.dir, name+".db"), []*c2sp.Key{signer.Key()}, time.Now())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := store.AddLog(s.t.Context(), log.Name(), []*c2sp.Key{log}); err != nil {
+		s.t.Fatal(err)
+	}
+	w, err := witness.New(witness.Config{Signer: signer, Store: store})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	server := httptest.NewServer(w.Handler())
+	s.t.Cleanup(func() { server.Close(); store.Close() })
+	s.witnesses = append(s.witnesses, server.URL+"/"+c2sp.OriginHash(log.Name())+"/checkpoint")
+	return fmt.Sprintf("witness %s %s %s\n", name, signer.Key(), server.URL)
+}
+
+func (s *scaled) start(f *frontend) {
+	s.t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	log, err := os.OpenFile(filepath.Join(s.dir, strings.ReplaceAll(f.name, " ", "")+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	f.cmd = exec.Command(s.program, f.args...)
+	f.cmd.Stdout, f.cmd.Stderr = log, log
+	if err := f.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (f *frontend) signal(sig syscall.Signal) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cmd == nil {
+		return
+	}
+	f.cmd.Process.Signal(sig)
+	if sig == syscall.SIGKILL {
+		f.cmd.Wait()
+		f.cmd = nil
+	}
+}
+
+func (f *frontend) pid() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cmd == nil {
+		return 0
+	}
+	return f.cmd.Process.Pid
+}
+
+func (s *scaled) within(d time.Duration, what string, ok func() bool) time.Duration {
+	s.t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > d {
+			for _, f := range s.frontends {
+				raw, _ := os.ReadFile(filepath.Join(s.dir, strings.ReplaceAll(f.name, " ", "")+".log"))
+				s.t.Logf("%s:\n%s", f.name, raw[max(0, len(raw)-3000):])
+			}
+			s.t.Fatalf("waited %v for %s", d, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return time.Since(start)
+}
+
+// get reads from a frontend; nil if it does not answer with 200.
+func (s *scaled) get(f *frontend, path string) []byte { return fetch("http://" + f.http + path) }
+
+func fetch(url string) []byte {
+	client := http.Client{Timeout: 2 * time.Second}
+	res, err := client.Get(url)
+	if err != nil {
+		return nil
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		return nil
+	}
+	return raw
+}
+
+// publisher is the frontend that was elected last, as the database says.
+func (s *scaled) publisher() *frontend {
+	s.t.Helper()
+	for {
+		ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
+		var holder string
+		c, err := pgx.Connect(ctx, s.db.FrontendURI())
+		if err == nil {
+			err = c.QueryRow(ctx, "SELECT holder FROM anchor").Scan(&holder)
+			c.Close(ctx)
+		}
+		cancel()
+		if err != nil {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		for _, f := range s.frontends {
+			if strings.HasPrefix(holder, "process "+strconv.Itoa(f.pid())+" ") {
+				return f
+			}
+		}
+		s.t.Fatalf("nobody of ours is %q", holder)
+	}
+}
+
+// ledger is what clients were told, and what anybody has seen.
+type ledger struct {
+	mu     sync.Mutex
+	acks   map[string]uint64              // by leaf's file and digest
+	leaves map[uint64][]byte              // acknowledged, by index
+	pinned map[string]string              // digest by file, of what was acknowledged
+	seen   map[string][]c2sp.Checkpoint   // by who showed it
+	last   map[string]uint64              // size
+	roots  map[uint64]map[[32]byte]string // by size
+	wrong  []string
+	newest atomic.Int64 // unix nanoseconds at which the newest acknowledged new entry was submitted
+	n      atomic.Int64
+}
+
+func (l *ledger) fault(format string, args ...any) {
+	if len(l.wrong) < 20 {
+		l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
+	}
+}
+
+func (l *ledger) saw(who string, raw []byte) {
+	note, err := c2sp.ParseNote(raw)
+	if err != nil {
+		return
+	}
+	cp, err := c2sp.ParseCheckpoint(note.Text)
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cp.Size < l.last[who] && who != "directory" && who != "acknowledgements" { // a paused publisher may set it back for a moment; these come in any order
+		l.fault("%s went from size %d back to %d", who, l.last[who], cp.Size)
+	}
+	l.last[who] = cp.Size
+	if l.roots[cp.Size] == nil {
+		l.roots[cp.Size] = map[[32]byte]string{}
+	}
+	if l.roots[cp.Size][cp.Root] = who; len(l.roots[cp.Size]) > 1 {
+		l.fault("size %d has several roots: %v", cp.Size, l.roots[cp.Size])
+	}
+}
+
+// client submits until ctx ends: new files, files that are logged, and other
+// bytes for such. It asks any frontend, and the next one when that fails.
+func (s *scaled) client(ctx context.Context, l *ledger, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	for ctx.Err() == nil {
+		n, content, fresh := l.n.Load(), "right", false
+		switch k := rnd.IntN(10); {
+		case k < 7 || n == 0:
+			n, fresh = l.n.Add(1), true
+		case k < 9:
+			n = 1 + rnd.Int64N(n)
+		default:
+			n, content = 1+rnd.Int64N(n), "wrong"
+		}
+		s.log(ctx, l, rnd, n, content, fresh)
+	}
+}
+
+func (s *scaled) log(ctx context.Context, l *ledger, rnd *rand.Rand, n int64, content string, fresh bool) {
+	file := fmt.Sprintf("p%d-%d.tar.gz", n%20, n)
+	sum := sha256.Sum256([]byte(content + file))
+	e := &pb.Entry{Kind: "upload", Ecosystem: "pypi", Project: fmt.Sprintf("p%d", n%20), Version: "1.0", File: file,
+		Size: entry.Uint(10), Sha256: hex.EncodeToString(sum[:]), Time: time.Now().UTC().Format(entry.TimeFormat)}
+	start := time.Now()
+	for ctx.Err() == nil {
+		f := s.frontends[rnd.IntN(len(s.frontends))]
+		call, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+s.token), 12*time.Second)
+		res, err := pb.NewLogClient(f.conn).Submit(call, &pb.SubmitRequest{Entry: e})
+		cancel()
+		switch status.Code(err) {
+		case codes.OK:
+			l.acknowledged(s.policy, file, e.Sha256, res)
+			if fresh { // what is logged already is acknowledged without a publisher
+				for {
+					was := l.newest.Load()
+					if was >= start.UnixNano() || l.newest.CompareAndSwap(was, start.UnixNano()) {
+						break
+					}
+				}
+			}
+			return
+		case codes.AlreadyExists:
+			l.refused(file, e.Sha256, err)
+			return
+		case codes.Unavailable, codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded:
+			time.Sleep(20 * time.Millisecond)
+		default:
+			l.mu.Lock()
+			l.fault("%s at %s: %v", file, f.name, err)
+			l.mu.Unlock()
+			return
+		}
+	}
+}
+
+// acknowledged checks an acknowledgement as a reader would, and writes it down.
+func (l *ledger) acknowledged(policy *c2sp.Policy, file, digest string, res *pb.SubmitResponse) {
+	p, err := c2sp.ParseProof(res.Proof)
+	var v *c2sp.Verified
+	if err == nil {
+		v, err = policy.Verify(p.Checkpoint)
+	}
+	if err == nil {
+		err = c2sp.VerifyInclusion(p.Index, v.Size, entry.LeafHash(p.Extra), p.Hashes, v.Root)
+	}
+	if err == nil && (p.Index != res.Index || !strings.Contains(string(p.Extra), digest) || !strings.Contains(string(p.Extra), `"`+file+`"`)) {
+		err = errors.New("the proof is of something else")
+	}
+	if err == nil {
+		l.saw("acknowledgements", p.Checkpoint)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.fault("%s: %v", file, err)
+		return
+	}
+	key := file + " " + digest
+	if was, ok := l.acks[key]; ok && was != res.Index {
+		l.fault("%s has the indexes %d and %d", key, was, res.Index)
+	}
+	if was, ok := l.leaves[res.Index]; ok && string(was) != string(p.Extra) {
+		l.fault("index %d was acknowledged for two entries", res.Index)
+	}
+	if was, ok := l.pinned[file]; ok && was != digest {
+		l.fault("%s was acknowledged with two digests", file)
+	}
+	l.acks[key], l.leaves[res.Index], l.pinned[file] = res.Index, p.Extra, digest
+}
+
+// refused notes which entry a refusal names.
+func (l *ledger) refused(file, digest string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pinned[file] == digest {
+		l.fault("%s was acknowledged, and is refused now: %v", file, err)
+	}
+	for _, d := range status.Convert(err).Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok {
+			first, _ := strconv.ParseUint(i.Metadata["first_index"], 10, 64)
+			if leaf, ok := l.leaves[first]; ok && !strings.Contains(string(leaf), `"`+file+`"`) {
+				l.fault("the refusal of %s names entry %d, which is of another file", file, first)
+			}
+		}
+	}
+}
+
+// TestSharedFaults kills each process in turn under load, and pauses the
+// publisher across an election. Nothing acknowledged is lost, nothing forks, and
+// publishing resumes.
+func TestSharedFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it starts a database, Trillian and three servers, and kills them")
+	}
+	s := newScaled(t)
+	l := &ledger{acks: map[string]uint64{}, leaves: map[uint64][]byte{}, pinned: map[string]string{}, seen: map[string][]c2sp.Checkpoint{}, last: map[string]uint64{}, roots: map[uint64]map[[32]byte]string{}}
+	ctx, stop := context.WithCancel(t.Context())
+	var working sync.WaitGroup
+	for i := range 24 {
+		working.Go(func() { s.client(ctx, l, uint64(i)) })
+	}
+	working.Go(func() {
+		for ctx.Err() == nil {
+			for _, f := range s.frontends {
+				l.saw(f.name, s.get(f, "/checkpoint"))
+			}
+			for i, url := range s.witnesses {
+				l.saw(fmt.Sprintf("witness %d", i), fetch(url))
+			}
+			raw, _ := os.ReadFile(filepath.Join(s.dir, "tiles", "checkpoint"))
+			l.saw("directory", raw)
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	var paused *frontend
+	replaced := func() {
+		if s.publisher() == paused {
+			t.Error("nobody else was elected")
+		}
+	}
+	faults := []struct {
+		name string
+		do   func()
+		undo func() // what brings it back; once publishing has resumed without it, unless now
+		now  bool   // undo at once, as a supervisor does: there is only one of it
+	}{
+		{name: "publisher killed", do: func() { paused = s.publisher(); paused.signal(syscall.SIGKILL) }, undo: func() { replaced(); s.start(paused) }},
+		{name: "frontend killed", do: func() { s.frontends[2].signal(syscall.SIGKILL) }, undo: func() { s.start(s.frontends[2]) }},
+		{name: "Trillian signer killed", now: true, do: s.trillian.Signer.Kill, undo: func() { check(t, s.trillian.Signer.Start(t.Context())) }},
+		{name: "Trillian log server killed", now: true, do: s.trillian.Servers[0].Kill, undo: func() { check(t, s.trillian.Servers[0].Start(t.Context())) }},
+		{name: "PostgreSQL killed", now: true, do: s.db.Server().Kill, undo: func() { check(t, s.db.Server().Start(t.Context())) }},
+		{name: "publisher stopped and continued", do: func() { paused = s.publisher(); paused.signal(syscall.SIGSTOP) }, undo: func() { replaced(); paused.signal(syscall.SIGCONT) }},
+	}
+	const limit = 30 * time.Second // the aim is 10 s; this machine may be busy with other tests
+	for round := range *faultRounds {
+		for _, f := range faults {
+			resumed := func(after time.Time) func() bool {
+				return func() bool { return l.newest.Load() > after.UnixNano() }
+			}
+			count := func() int { l.mu.Lock(); defer l.mu.Unlock(); return len(l.acks) }
+			enough := count() + *faultLoad
+			s.within(limit, "load before: "+f.name, func() bool { return count() >= enough })
+			at := time.Now()
+			f.do()
+			done := time.Now() // what is submitted from now on
+			if f.now {
+				f.undo()
+			}
+			s.within(limit, "publishing to resume after: "+f.name, resumed(done))
+			took := time.Since(at)
+			if !f.now {
+				f.undo()
+			}
+			l.mu.Lock()
+			t.Logf("round %d: %s: an entry submitted afterwards was acknowledged %v after the fault; %d acknowledged so far", round, f.name, took.Round(10*time.Millisecond), len(l.acks))
+			if took > 10*time.Second {
+				t.Logf("that is more than the aim of 10 s")
+			}
+			l.mu.Unlock()
+		}
+	}
+	for _, f := range s.frontends {
+		s.within(limit, f.name+" to be ready again", func() bool { return s.get(f, "/readyz") != nil })
+	}
+	stop()
+	working.Wait()
+	s.settle(l)
+	for _, w := range l.wrong {
+		t.Error(w)
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settle checks the whole log as its readers find it, by means of its own: every
+// leaf that was acknowledged is there, every checkpoint that was seen is a prefix.
+func (s *scaled) settle(l *ledger) {
+	s.t.Helper()
+	newest := slices.Max(slices.Collect(maps.Keys(l.roots)))
+	var v *c2sp.Verified
+	took := s.within(5*time.Second, "the frontend without a key to show the newest checkpoint", func() (ok bool) {
+		var err error
+		if v, err = s.policy.Verify(s.get(s.frontends[2], "/checkpoint")); err != nil {
+			s.t.Fatal(err)
+		}
+		return v.Size >= newest
+	})
+	s.t.Logf("it took %v", took.Round(time.Millisecond))
+	var hashes hashStore
+	var leaves [][]byte
+	for size := int(v.Size); len(leaves) < size; {
+		n := min(256, size-len(leaves))
+		path := c2sp.Tile{Level: -1, Index: uint64(len(leaves) / 256), Width: n}.Path()
+		bundle := s.get(s.frontends[2], "/"+path)
+		list, err := c2sp.ParseBundle(bundle, n)
+		if err != nil {
+			s.t.Fatalf("%s: %v", path, err)
+		}
+		leaves = append(leaves, list...)
+	}
+	files := map[string]int{}
+	for i, leaf := range leaves {
+		h, err := tlog.StoredHashes(int64(i), leaf, hashes)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		hashes = append(hashes, h...)
+		e, err := entry.Parse(leaf)
+		if err != nil {
+			s.t.Fatalf("entry %d: %v", i, err)
+		}
+		if e.Kind == entry.KindUpload {
+			if first, twice := files[e.File]; twice {
+				s.t.Errorf("%s stands at %d and at %d", e.File, first, i)
+			}
+			files[e.File] = i
+		}
+	}
+	for size, roots := range l.roots {
+		if size > v.Size {
+			s.t.Errorf("a checkpoint of %d was seen, the log ends with %d", size, v.Size)
+			continue
+		}
+		root := c2sp.EmptyRoot
+		if size > 0 {
+			h, err := tlog.TreeHash(int64(size), hashes)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			root = h
+		}
+		if _, ok := roots[root]; !ok || len(roots) != 1 {
+			s.t.Errorf("size %d was shown with other roots than the log's: %v", size, roots)
+		}
+	}
+	lost := 0
+	for index, leaf := range l.leaves {
+		if index >= uint64(len(leaves)) || string(leaves[index]) != string(leaf) {
+			lost++
+		}
+	}
+	if lost > 0 {
+		s.t.Errorf("%d acknowledged entries are not where they were acknowledged", lost)
+	}
+	sizes := make([]uint64, 0, len(l.roots))
+	for size := range l.roots {
+		sizes = append(sizes, size)
+	}
+	slices.Sort(sizes)
+	s.t.Logf("%d acknowledgements, %d entries, %d checkpoints seen, of %d to %d", len(l.acks), len(leaves), len(sizes), sizes[0], sizes[len(sizes)-1])
+}
+
+// hashStore is tlog's stored hashes, in memory.
+type hashStore []tlog.Hash
+
+func (h hashStore) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, x := range indexes {
+		out[i] = h[x]
+	}
+	return out, nil
+}
