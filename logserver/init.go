@@ -64,6 +64,16 @@ func ReadIdentity(dir string) (Identity, error) {
 	return id, nil
 }
 
+// ReadPublished reads the public checkpoint of the log in dir, as its server
+// left it; nil if none is published yet.
+func ReadPublished(dir string) ([]byte, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, checkpointFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return raw, err
+}
+
 // writeIdentity replaces the identity of a log, in one step.
 func writeIdentity(dir string, id Identity) error {
 	if err := id.checkKeys(); err != nil {

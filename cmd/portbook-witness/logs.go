@@ -4,11 +4,15 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,60 +47,72 @@ func shown(s string) string {
 
 func addLogCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "add-log --dir DIRECTORY VKEY",
+		Use:   "add-log --dir DIRECTORY VKEY|INVITATION",
 		Short: "Cosign for a log from now on",
-		Long: `add-log makes the witness cosign for a log. VKEY is the log's verifier key, in
-quotes or not: one word of the form name+12345678+base64.
+		Long: `add-log makes the witness cosign for a log. It takes the line that the log's
+operator made with portbook-log invite-witness, or the log's verifier key (one
+word of the form name+12345678+base64); quote either.
 
-It shows the key's fingerprint and asks. Compare it with what the log's operator
-tells you by another way (it is the SHA-256 of the VKEY). A running witness
-needs no restart. Adding only ever adds: no key is replaced or taken away.`,
-		Args: cobra.ExactArgs(1),
+It shows the log, the fingerprints of its keys and, from an invitation, its
+newest checkpoint, and asks. Compare the fingerprint with what the log's operator
+tells you by another way (it is the SHA-256 of the VKEY). Then it prints the lines
+for that log's policy, to send back.
+
+--file reads such lines from a file; --list takes a log list as
+witness-network.org publishes them, from a file or an https URL.
+
+A running witness needs no restart. Adding only ever adds: no key is replaced or
+taken away, whatever a list says; where it says otherwise, that is reported.`,
+		Args: cobra.MaximumNArgs(1),
 	}
 	dir := dirFlag(cmd)
+	at := urlFlag(cmd)
 	origin := cmd.Flags().String("origin", "", "the log's `ORIGIN` line, if it is not the name in its key")
 	another := cmd.Flags().Bool("another-key", false, "the log is known already: trust this key as well (key rotation)")
+	file := cmd.Flags().String("file", "", "`FILE` with one invitation or verifier key a line")
+	list := cmd.Flags().String("list", "", "log list: a `FILE` or an https URL")
 	yes := cmd.Flags().Bool("yes", false, "do not ask")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		key, err := c2sp.ParseVKey(args[0])
-		if err != nil {
-			return cli.Usagef("%w: a log's verifier key looks like name+12345678+base64", err)
+		sources := len(args)
+		for _, s := range []string{*file, *list} {
+			if s != "" {
+				sources++
+			}
 		}
-		if *origin == "" {
-			*origin = key.Name()
+		if sources != 1 {
+			return cli.Usagef("want one verifier key or invitation, or --file, or --list")
+		}
+		if err := checkURL(*at); err != nil {
+			return cli.Usage(err)
+		}
+		candidates, notes, err := readCandidates(cmd.Context(), args, *file, *list)
+		if err != nil {
+			return err
+		}
+		if *origin != "" {
+			if len(candidates) != 1 {
+				return cli.Usagef("--origin goes with one log")
+			}
+			candidates[0].origin = *origin
 		}
 		d, err := witness.OpenDir(*dir)
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
 		defer d.Close()
-		out := cmd.OutOrStdout()
-
-		known, err := d.Store.Log(cmd.Context(), *origin)
-		var unknown *witness.UnknownLogError
-		switch {
-		case errors.As(err, &unknown):
-			known = &witness.Log{}
-		case err != nil:
+		a := adding{d: d, out: cmd.OutOrStdout(), another: *another, many: *file != "" || *list != ""}
+		for _, n := range notes {
+			fmt.Fprintln(a.out, "Left out, "+shown(n))
+		}
+		if err := a.consider(cmd.Context(), candidates); err != nil {
 			return err
 		}
-		isKey := func(k *c2sp.Key) bool { return k.String() == key.String() }
-		if slices.ContainsFunc(known.Keys, isKey) {
-			fmt.Fprintf(out, "%s is known already, with this key: nothing to do.\n", shown(*origin))
-			return nil
-		}
-		if len(known.Keys) > 0 && !*another {
-			return cli.Exit(cli.Refused, fmt.Errorf("log %s is known already, with another key (fingerprint %s): if its operator says that this one is good too, give --another-key",
-				shown(*origin), fingerprint(known.Keys[0])))
-		}
-
-		fmt.Fprintf(out, "Log:          %s\nKey:          %s, ID %08x\nFingerprint:  %s\n", shown(*origin), key.Alg(), key.ID(), fingerprint(key))
-		for _, k := range known.Keys {
-			fmt.Fprintf(out, "Trusted too:  %s\n", fingerprint(k))
+		if len(a.fresh) == 0 {
+			return a.end()
 		}
 		if !*yes {
-			fmt.Fprint(out, "\nIs this the fingerprint that the log's operator gave you, by another way? [y/N] ")
+			fmt.Fprint(a.out, "\nAre these the fingerprints that the logs' operators gave you, by another way? [y/N] ")
 			answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 100)).ReadString('\n')
 			if err != nil && err != io.EOF {
 				return fmt.Errorf("reading the answer: %w", err)
@@ -105,13 +121,198 @@ needs no restart. Adding only ever adds: no key is replaced or taken away.`,
 				return cli.Exit(cli.Refused, errors.New("not added: nobody said yes (--yes answers for you)"))
 			}
 		}
-		if _, err := d.Store.AddLog(cmd.Context(), *origin, []*c2sp.Key{key}); err != nil {
-			return cli.Exit(cli.Refused, err)
+		for _, c := range a.fresh {
+			if _, err := d.Store.AddLog(cmd.Context(), c.origin, c.keys); err != nil {
+				return cli.Exit(cli.Refused, err)
+			}
+			fmt.Fprintf(a.out, "Added. This witness cosigns for %s from now on.\n", shown(c.origin))
 		}
-		fmt.Fprintf(out, "Added. This witness cosigns for %s from now on.\n", shown(*origin))
-		return nil
+		fmt.Fprintf(a.out, "\nFor the policy of the log, and of those who read it:\n")
+		for _, line := range policyLines(d.Keys(), *at) {
+			fmt.Fprintf(a.out, "  %s\n", line)
+		}
+		return a.end()
 	}
 	return cmd
+}
+
+// candidate is a log that may be added.
+type candidate struct {
+	origin string
+	keys   []*c2sp.Key
+	invite *c2sp.Invite // nil: a key alone
+}
+
+// maxList is the most bytes of a file or list of logs.
+const maxList = 16 << 20
+
+// readCandidates reads logs from where they come; notes are about those left out.
+func readCandidates(ctx context.Context, args []string, file, list string) (all []candidate, notes []string, err error) {
+	switch {
+	case list != "":
+		raw, err := readList(ctx, list)
+		if err != nil {
+			return nil, nil, fmt.Errorf("log list %s: %w", list, err)
+		}
+		logs, skipped, err := c2sp.ParseLogList(raw)
+		if err != nil {
+			return nil, nil, cli.Exit(cli.Refused, fmt.Errorf("%s: %w", list, err))
+		}
+		for _, l := range logs {
+			all = append(all, candidate{origin: l.Origin, keys: []*c2sp.Key{l.Key}})
+		}
+		return all, skipped, nil
+	case file != "":
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return nil, nil, err
+		}
+		for n, line := range strings.Split(string(raw), "\n") {
+			if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			c, err := readCandidate(line)
+			if err != nil {
+				return nil, nil, cli.Usagef("%s, line %d: %w", file, n+1, err)
+			}
+			all = append(all, c)
+		}
+		return all, nil, nil
+	}
+	c, err := readCandidate(args[0])
+	if err != nil {
+		return nil, nil, cli.Usage(err)
+	}
+	return []candidate{c}, nil, nil
+}
+
+func readCandidate(line string) (candidate, error) {
+	if c2sp.IsInvite(line) {
+		i, err := c2sp.ParseInvite(strings.TrimSpace(line))
+		if err != nil {
+			return candidate{}, err
+		}
+		return candidate{i.Keys[0].Name(), i.Keys, i}, nil
+	}
+	k, err := c2sp.ParseVKey(line)
+	if err != nil {
+		return candidate{}, fmt.Errorf("%w: a log's verifier key looks like name+12345678+base64", err)
+	}
+	return candidate{origin: k.Name(), keys: []*c2sp.Key{k}}, nil
+}
+
+// readList reads a log list from a file, or over https.
+func readList(ctx context.Context, from string) ([]byte, error) {
+	if !strings.Contains(from, "://") {
+		return os.ReadFile(from)
+	}
+	u, err := url.Parse(from)
+	if err != nil || u.Scheme != "https" {
+		return nil, errors.New("want a file or an https URL")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the server answered %s", res.Status)
+	}
+	raw, err := io.ReadAll(io.LimitReader(res.Body, maxList+1))
+	if err == nil && len(raw) > maxList {
+		err = fmt.Errorf("more than %d bytes", maxList)
+	}
+	return raw, err
+}
+
+// adding sorts candidates into new ones, which are shown, known ones, and those
+// that contradict what is known, which are reported and never taken.
+type adding struct {
+	d             *witness.Dir
+	out           io.Writer
+	another, many bool
+	fresh         []candidate
+	known         int
+	contradicts   int
+}
+
+func (a *adding) consider(ctx context.Context, candidates []candidate) error {
+	for _, c := range candidates {
+		known, err := a.d.Store.Log(ctx, c.origin)
+		var unknown *witness.UnknownLogError
+		switch {
+		case errors.As(err, &unknown):
+			known = &witness.Log{}
+		case err != nil:
+			return err
+		}
+		c.keys = slices.DeleteFunc(slices.Clone(c.keys), func(k *c2sp.Key) bool {
+			return slices.ContainsFunc(known.Keys, func(have *c2sp.Key) bool { return have.String() == k.String() })
+		})
+		switch {
+		case len(c.keys) == 0:
+			a.known++
+			if !a.many {
+				fmt.Fprintf(a.out, "%s is known already, with this key: nothing to do.\n", shown(c.origin))
+			}
+			continue
+		case len(known.Keys) > 0 && !a.another && !a.many:
+			return cli.Exit(cli.Refused, fmt.Errorf("log %s is known already, with another key (fingerprint %s): if its operator says that this one is good too, give --another-key",
+				shown(c.origin), fingerprint(known.Keys[0])))
+		case len(known.Keys) > 0 && !a.another:
+			a.contradicts++
+			fmt.Fprintf(a.out, "NOT added: %s is known with another key.\n  known:   %s\n  offered: %s\n", shown(c.origin), fingerprint(known.Keys[0]), fingerprint(c.keys[0]))
+			continue
+		}
+		fmt.Fprintf(a.out, "Log:          %s\n", shown(c.origin))
+		for _, k := range c.keys {
+			fmt.Fprintf(a.out, "Key:          %s, ID %08x\nFingerprint:  %s\n", k.Alg(), k.ID(), fingerprint(k))
+		}
+		for _, k := range known.Keys {
+			fmt.Fprintf(a.out, "Trusted too:  %s\n", fingerprint(k))
+		}
+		if c.invite != nil {
+			a.showInvite(c.invite)
+		}
+		a.fresh = append(a.fresh, c)
+	}
+	return nil
+}
+
+// showInvite shows what an invitation says beside the keys. ParseInvite has
+// verified the checkpoint.
+func (a *adding) showInvite(i *c2sp.Invite) {
+	if i.URL != "" {
+		fmt.Fprintf(a.out, "Read at:      %s\n", shown(i.URL))
+	}
+	if i.Checkpoint == nil {
+		fmt.Fprintln(a.out, "Checkpoint:   none yet")
+		return
+	}
+	note, err := c2sp.ParseNote(i.Checkpoint)
+	if err != nil {
+		return
+	}
+	if cp, err := c2sp.ParseCheckpoint(note.Text); err == nil {
+		fmt.Fprintf(a.out, "Checkpoint:   %d entries, root %x, signed by the key above\n", cp.Size, cp.Root)
+	}
+}
+
+// end sums up; a list that contradicts what is known is no success.
+func (a *adding) end() error {
+	if a.many {
+		fmt.Fprintf(a.out, "%d added, %d known already, %d not added since they are known with another key.\n", len(a.fresh), a.known, a.contradicts)
+	}
+	if a.contradicts > 0 {
+		return cli.Exit(cli.Refused, errors.New("keys of logs that are known were not changed: ask those logs' operators, then add each with --another-key"))
+	}
+	return nil
 }
 
 func listLogsCmd() *cobra.Command {
