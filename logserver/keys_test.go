@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 )
 
 // odd is a signer that can be broken in the ways of a device or a service.
@@ -43,6 +44,13 @@ func mustKey(t testing.TB, name string, alg c2sp.Alg) *c2sp.Signer {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// submitFor is submit, for so long.
+func (r *rig) submitFor(l *Log, e *entry.Entry, d time.Duration) (*Ack, error) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), d)
+	defer cancel()
+	return l.Submit(ctx, r.token, e, Cosigned)
 }
 
 // setKeys replaces what the log's identity says about keys.
@@ -113,7 +121,7 @@ func TestSignerTrouble(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, 1, 1)
 			key := &odd{Signer: r.signer}
-			l := r.ready(func(c *Config) { c.Signer, c.RoundLimit, c.MaxWait = key, 200*time.Millisecond, 700*time.Millisecond })
+			l := r.ready(func(c *Config) { c.Signer, c.RoundLimit, c.MaxWait = key, 500*time.Millisecond, 30*time.Second })
 			r.must(l, nth(0))
 			before := l.Published()
 			key.pretend(tc.do(r.signer))
@@ -122,7 +130,7 @@ func TestSignerTrouble(t *testing.T) {
 				sent.Add(1)
 				r.witnesses[0].real.ServeHTTP(rw, req)
 			})
-			if _, err := r.submit(l, nth(1)); !errors.Is(err, ErrNotPublished) || !errors.Is(err, ErrSigner) || !strings.Contains(err.Error(), tc.want) {
+			if _, err := r.submitFor(l, nth(1), 1500*time.Millisecond); !errors.Is(err, ErrNotPublished) || !errors.Is(err, ErrSigner) || !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("%v, want one that says %q", err, tc.want)
 			}
 			if n := sent.Load(); n != 0 {
@@ -260,13 +268,13 @@ func TestOneKeyOfTwoFails(t *testing.T) {
 	r := newRig(t, 1, 1)
 	next := &odd{Signer: mustKey(t, r.signer.Key().Name(), c2sp.AlgEd25519)}
 	r.setKeys(LogKey{VKey: r.signer.Key().String(), State: KeyActive}, LogKey{VKey: next.Key().String(), State: KeyNext})
-	l := r.ready(func(c *Config) { c.Also, c.MaxWait = []Signer{next}, 500*time.Millisecond })
+	l := r.ready(func(c *Config) { c.Also, c.MaxWait = []Signer{next}, 30*time.Second })
 	r.must(l, nth(0))
 	for range 3 {
 		next.pretend(func(context.Context, c2sp.Checkpoint) (c2sp.Signature, error) {
 			return c2sp.Signature{}, errors.New("away")
 		})
-		if _, err := r.submit(l, nth(1)); !errors.Is(err, ErrSigner) {
+		if _, err := r.submitFor(l, nth(1), 500*time.Millisecond); !errors.Is(err, ErrSigner) {
 			t.Fatal(err)
 		}
 		if a := l.anchor.known(); a.size != 2 || l.Published().Size != 1 {

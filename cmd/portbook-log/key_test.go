@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,9 +15,26 @@ import (
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
+	"github.com/portbook/portbook/logserver/pkcs11"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
+
+// softHSM is SoftHSM2's library; "" if it is not installed, or cannot be used here.
+func softHSM() string {
+	if _, err := pkcs11.Open(context.Background(), &pkcs11.URI{Module: "/nowhere"}, "", nil); errors.Is(err, pkcs11.ErrNoCgo) {
+		return ""
+	}
+	if _, err := exec.LookPath("softhsm2-util"); err != nil {
+		return ""
+	}
+	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return ""
+}
 
 // age-identity FILE makes an identity, and sets $RECIPIENT to whom it belongs.
 func ageIdentity(ts *testscript.TestScript, _ bool, args []string) {

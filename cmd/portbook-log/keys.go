@@ -141,6 +141,9 @@ func tokenError(err error) error {
 	if errors.Is(err, pkcs11.ErrPIN) || errors.Is(err, pkcs11.ErrNoCgo) {
 		return cli.Usage(err)
 	}
+	if errors.Is(err, pkcs11.ErrExists) {
+		return cli.Exit(cli.Refused, err)
+	}
 	return err
 }
 

@@ -43,7 +43,14 @@ func scripts() testscript.Params {
 					return err
 				}
 			}
+			e.Setenv("SOFTHSM", softHSM())
 			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "softhsm" {
+				return softHSM() != "", nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"admin":        admin,

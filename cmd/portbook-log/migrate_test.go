@@ -25,8 +25,8 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// TestMigrateScript moves a log to a real Trillian on a real PostgreSQL and back
-// with the real program.
+// TestMigrateScript moves a log to a real Trillian on a real PostgreSQL, with
+// tiles in a directory and in a bucket, and back, with the real program.
 func TestMigrateScript(t *testing.T) {
 	db, err := trilliantest.StartPostgreSQL(t.Context(), nil)
 	if trilliantest.Skippable(err) {
@@ -41,12 +41,23 @@ func TestMigrateScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(tr.Close)
+	s3, err := trilliantest.StartS3(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s3.Close)
+	if err := s3.MakeBucket("tiles"); err != nil {
+		t.Fatal(err)
+	}
 	p := scripts()
 	p.Dir = filepath.Join("testdata", "migrate")
 	setup := p.Setup
 	p.Setup = func(e *testscript.Env) error {
 		e.Setenv("TRILLIAN", tr.Address())
 		e.Setenv("DATABASE", db.URI())
+		e.Setenv("S3", "http://"+s3.Endpoint)
+		e.Setenv("AWS_ACCESS_KEY_ID", s3.AccessKey)
+		e.Setenv("AWS_SECRET_ACCESS_KEY", s3.Secret)
 		return setup(e)
 	}
 	set := func(state gtrillian.TreeState) func(*testscript.TestScript, bool, []string) {

@@ -29,9 +29,9 @@ import (
 
 // trillianFlags are the flags that say where a log on Trillian is.
 type trillianFlags struct {
-	address, ca, tiles, endpoint, region, database string
-	tree                                           int64
-	plaintext                                      bool
+	address, ca, tiles, database string
+	tree                         int64
+	plaintext                    bool
 }
 
 // addTrillianFlags adds them to a command.
@@ -43,9 +43,7 @@ func addTrillianFlags(cmd *cobra.Command) *trillianFlags {
 	f.StringVar(&t.ca, "trillian-ca", "", "certificates `FILE` that Trillian's own is checked with; without it there is no TLS")
 	f.BoolVar(&t.plaintext, "trillian-plaintext", false, "allow a Trillian that is not on loopback without TLS: only on a network of its own, since whoever reaches it can log")
 	f.StringVar(&t.database, "trillian-database", "", "connection `URI` of Trillian's database, exactly as Trillian has it (postgresql://..., or user@tcp(host)/name of MySQL): it is refused if it may lose what it has confirmed")
-	f.StringVar(&t.tiles, "tiles", "", "`PLACE` of the tiles: a directory, or s3://BUCKET/PREFIX with the credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws or the machine's role")
-	f.StringVar(&t.endpoint, "s3-endpoint", "https://s3.amazonaws.com", "`URL` of the S3-compatible service")
-	f.StringVar(&t.region, "s3-region", "", "`REGION` of the bucket")
+	f.StringVar(&t.tiles, "tiles", "", "`PLACE` of the tiles: a directory, or s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION with the credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws or the machine's role")
 	return t
 }
 
@@ -86,28 +84,35 @@ func (t *trillianFlags) open(ctx context.Context) (trillian.Config, *grpc.Client
 
 // store opens the place of the tiles.
 func (t *trillianFlags) store(ctx context.Context) (trillian.Store, error) {
-	rest, ok := strings.CutPrefix(t.tiles, "s3://")
-	if !ok {
+	if !strings.Contains(t.tiles, "://") {
 		dir, err := filepath.Abs(t.tiles)
 		return trillian.Dir(dir), err
 	}
-	name, prefix, _ := strings.Cut(rest, "/")
-	if prefix = strings.Trim(prefix, "/"); prefix != "" {
-		prefix += "/"
+	u, err := url.Parse(t.tiles)
+	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil {
+		return nil, cli.Usagef("--tiles %s: want a directory or s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION", t.tiles)
 	}
-	u, err := url.Parse(t.endpoint)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || strings.Trim(u.Path, "/") != "" {
-		return nil, cli.Usagef("--s3-endpoint %s: want https://HOST[:PORT]", t.endpoint)
+	endpoint := &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
+	if e := u.Query().Get("endpoint"); e != "" {
+		if endpoint, err = url.Parse(e); err != nil || endpoint.Host == "" || strings.Trim(endpoint.Path, "/") != "" {
+			return nil, cli.Usagef("--tiles: endpoint %s: want https://HOST[:PORT]", e)
+		}
 	}
-	if host := u.Host; u.Scheme == "http" && !isLoopback(host) {
-		return nil, cli.Usagef("--s3-endpoint %s: without TLS anyone on the way can change tiles", t.endpoint)
+	switch {
+	case endpoint.Scheme != "https" && endpoint.Scheme != "http":
+		return nil, cli.Usagef("--tiles: endpoint %s: want https://HOST[:PORT]", endpoint)
+	case endpoint.Scheme == "http" && !isLoopback(endpoint.Host):
+		return nil, cli.Usagef("--tiles: endpoint %s: without TLS anyone on the way can change tiles", endpoint)
 	}
-	client, err := minio.New(u.Host, &minio.Options{Secure: u.Scheme == "https", Region: t.region,
+	client, err := minio.New(endpoint.Host, &minio.Options{Secure: endpoint.Scheme == "https", Region: u.Query().Get("region"),
 		Creds: credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}, &credentials.IAM{}})})
 	if err != nil {
-		return nil, cli.Usagef("--s3-endpoint: %w", err)
+		return nil, cli.Usagef("--tiles: %w", err)
 	}
-	b := bucket.Bucket{Client: client, Name: name, Prefix: prefix}
+	b := bucket.Bucket{Client: client, Name: u.Host}
+	if prefix := strings.Trim(u.Path, "/"); prefix != "" {
+		b.Prefix = prefix + "/"
+	}
 	return b, b.Check(ctx)
 }
 

@@ -452,7 +452,7 @@ func (s *Signer) generate() error {
 			return err
 		}
 		if len(list) > 0 {
-			return fmt.Errorf("there is a key with the label %q already: a key is never overwritten", s.uri.Object)
+			return fmt.Errorf("there is a key with the label %q already: %w", s.uri.Object, ErrExists)
 		}
 	}
 	id := []byte(s.uri.Object)

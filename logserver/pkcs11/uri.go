@@ -20,6 +20,9 @@ var ErrNoCgo = errors.New("this program was built without cgo and cannot speak P
 // the same again would lock the token.
 var ErrPIN = errors.New("PIN")
 
+// ErrExists means that there is a key under the label already.
+var ErrExists = errors.New("a key is never overwritten")
+
 // A URI says where a key is: RFC 7512, of which it takes the attributes that
 // name one key by labels. Every other attribute is refused, since one that is
 // not looked at might have named another token.
