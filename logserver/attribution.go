@@ -7,7 +7,7 @@ package logserver
 // It is an append-only file in the log's directory, written durably before
 // anyone is told of an index. Who can change the file can at most blame, or
 // hide, a credential before the operator; losing it loses attribution alone, and
-// the log goes on with a new one. The shared log keeps the same in its database.
+// the log goes on with a new one. A shared log keeps no record yet.
 //
 // An entry that is in the log without a record, because the server was killed in
 // between, is recorded when somebody is acknowledged for it, as "late": by whom

@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -163,4 +164,39 @@ func tokenID(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	ts.Fatalf("no credential has the note %q", args[0])
+}
+
+// TestRunbookIsTheScript: the commands of docs/running.md, "When a credential
+// leaks", are those that attack_leaked_token.txt runs, in that order.
+func TestRunbookIsTheScript(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/running.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile("testdata/attack_leaked_token.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(doc), "### When a credential leaks\n")
+	_, block, found2 := strings.Cut(section, "```\n")
+	block, _, found3 := strings.Cut(block, "```\n")
+	if !found || !found2 || !found3 {
+		t.Fatal("docs/running.md has no runbook")
+	}
+	rest := string(script)
+	n := 0
+	for line := range strings.Lines(block) {
+		want := strings.NewReplacer("sudo -u portbook-log ", "exec ", "/var/lib/portbook-log", "log", " ID", " $TOKENID",
+			"https://log.example.org:8081", "http://$GRPC", "pkg.example.org", "index.example").Replace(line)
+		_, after, ok := strings.Cut(rest, "\n"+want)
+		if !ok {
+			t.Errorf("the script does not run, or not in this order: %s", want)
+			continue
+		}
+		rest = "\n" + after
+		n++
+	}
+	if n < 6 {
+		t.Errorf("%d commands", n)
+	}
 }

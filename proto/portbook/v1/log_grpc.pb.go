@@ -42,7 +42,7 @@ const (
 // of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
 // UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, OUT_OF_RANGE
 // (metadata: size), and, worth trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY,
-// STORAGE. Those come with a google.rpc.RetryInfo.
+// STORAGE, QUOTA (of a project for today), CANNOT_CHECK (the credential). Those come with a google.rpc.RetryInfo.
 //
 // Reading needs no credential, unless the log is private: then a read token.
 type LogClient interface {
@@ -171,7 +171,7 @@ func (c *logClient) Lookup(ctx context.Context, in *LookupRequest, opts ...grpc.
 // of: INVALID_ENTRY, INVALID_REQUEST, NOT_ALLOWED, PRECONDITION (metadata: field),
 // UNAUTHENTICATED, DIGEST_CONFLICT (metadata: first_index), NOT_FOUND, OUT_OF_RANGE
 // (metadata: size), and, worth trying again, NOT_PUBLISHED, OVERLOADED, READ_ONLY,
-// STORAGE. Those come with a google.rpc.RetryInfo.
+// STORAGE, QUOTA (of a project for today), CANNOT_CHECK (the credential). Those come with a google.rpc.RetryInfo.
 //
 // Reading needs no credential, unless the log is private: then a read token.
 type LogServer interface {
