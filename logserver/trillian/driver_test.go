@@ -573,6 +573,7 @@ func TestLeftoverTile(t *testing.T) {
 
 // TestDurabilityChecks: databases that may lose what they confirm.
 func TestDurabilityChecks(t *testing.T) {
+	t.Parallel() // on neighbours of its own
 	pg := need(t, func() (*trilliantest.PostgreSQL, error) { return trilliantest.StartPostgreSQL(t.Context(), nil) })
 	t.Cleanup(pg.Close)
 	check := func(uri string) error {
@@ -705,5 +706,42 @@ func TestEngine(t *testing.T) {
 	}
 	if err := errors.Join(e.CollectGarbage(t.Context(), 10), front.Close(), e.Close()); err != nil || !closed {
 		t.Fatal(err)
+	}
+}
+
+// TestStateComesBack: an older state object is back in the store, as a publisher
+// that was stopped in the middle of a swap can leave it. The integrator writes
+// the same tiles once more, and the size that it tells never goes back.
+func TestStateComesBack(t *testing.T) {
+	store := dir(t)
+	rec := &recorded{t: t}
+	cfg := newLog(t, need(t, postgres), store)
+	cfg.Record = rec.record
+	var last atomic.Uint64
+	cfg.Grown = func(size uint64) {
+		if was := last.Swap(size); was > size {
+			t.Errorf("the size went from %d back to %d", was, size)
+		}
+	}
+	d := newDriver(t, cfg)
+	integrate(t, d, 7)
+	old, err := store.Get(t.Context(), ".state/integrated")
+	if err != nil {
+		t.Fatal(err)
+	}
+	queue(t, d, 0, 300)
+	awaitSize(t, d, 300)
+	now, err := store.Get(t.Context(), ".state/integrated")
+	if err == nil {
+		err = store.Swap(t.Context(), ".state/integrated", now, old)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	queue(t, d, 300, 310)
+	awaitSize(t, d, 310)
+	rec.check(t, d, 310)
+	if n, err := newDriver(t, cfg).Reader().IntegratedSize(t.Context()); n != 310 || err != nil {
+		t.Fatal(n, err)
 	}
 }

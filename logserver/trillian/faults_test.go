@@ -35,6 +35,7 @@ func awaitHead(t *testing.T, d *trillian.Driver, size uint64) {
 // queued is logged once, under one index, in the tiles that were written, and
 // each time the integration goes on within ten seconds.
 func TestKills(t *testing.T) {
+	t.Parallel() // on neighbours of its own
 	for name, start := range map[string]func() (trilliantest.Database, error){
 		"PostgreSQL": func() (trilliantest.Database, error) { return trilliantest.StartPostgreSQL(context.Background(), nil) },
 		"MariaDB":    func() (trilliantest.Database, error) { return trilliantest.StartMariaDB(context.Background(), nil) },
@@ -156,6 +157,7 @@ func retry(t *testing.T, limit time.Duration, do func() error) error {
 // entries survive even so: Trillian's signer drops temporary tables as it
 // commits, and PostgreSQL flushes such a commit whatever the setting.
 func TestSynchronousCommitOff(t *testing.T) {
+	t.Parallel() // on neighbours of its own
 	db, tr := own(t, map[string]string{"synchronous_commit": "off", "wal_writer_delay": "10000ms", "wal_writer_flush_after": "1GB", "wal_buffers": "16MB"})
 	conn, err := pgx.Connect(t.Context(), db.URI())
 	if err != nil {
@@ -209,6 +211,7 @@ func TestSynchronousCommitOff(t *testing.T) {
 // TestPromotedStandby: a standby that lagged is promoted. What it lacks and was
 // integrated is missed, whether the tree is now smaller or has other entries.
 func TestPromotedStandby(t *testing.T) {
+	t.Parallel() // on neighbours of its own
 	for _, grown := range []bool{false, true} {
 		t.Run(fmt.Sprintf("grown=%v", grown), func(t *testing.T) {
 			db, tr := own(t, nil)
@@ -263,6 +266,7 @@ func TestPromotedStandby(t *testing.T) {
 // TestTamperedDatabase: what somebody with the database's password can change is
 // seen before it counts.
 func TestTamperedDatabase(t *testing.T) {
+	t.Parallel() // on neighbours of its own
 	db, tr := own(t, nil)
 	for name, sql := range map[string]string{
 		"another root":    "UPDATE TreeHead SET RootHash = decode(repeat('ab', 32), 'hex') WHERE TreeId = %d AND TreeSize > 0",
@@ -302,6 +306,7 @@ func TestTamperedDatabase(t *testing.T) {
 // TestOutage: the database is gone for a while; nothing ends, and afterwards all
 // goes on within ten seconds.
 func TestOutage(t *testing.T) {
+	t.Parallel() // on neighbours of its own
 	db, tr := own(t, nil)
 	rec := &recorded{t: t}
 	cfg := newLog(t, tr, dir(t))

@@ -253,9 +253,14 @@ func (in *integrator) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	in.edge, in.root, in.state, in.told, in.began = e, s.Root, raw, s.Size, true
-	d.settle(s.Size, nil)
-	in.grown(s.Size)
+	// A store that let an older state come back (see Dir.Swap) is integrated once
+	// more, to the same tiles; the size that is told does not go back.
+	back := in.began && s.Size < in.told
+	in.edge, in.root, in.state, in.told, in.began = e, s.Root, raw, max(in.told, s.Size), true
+	if !back {
+		d.settle(s.Size, nil)
+		in.grown(s.Size)
+	}
 	return nil
 }
 
@@ -350,9 +355,12 @@ func (in *integrator) step(ctx context.Context) (grew bool, err error) {
 		// Whoever changed it has another token, or is we: begin looks which.
 		return false, err
 	}
-	in.edge, in.root, in.state, in.told = next, batch.Root, state, to
-	d.settle(from, leaves)
-	in.grown(to)
+	in.edge, in.root, in.state = next, batch.Root, state
+	if to >= in.told {
+		in.told = to
+		d.settle(from, leaves)
+		in.grown(to)
+	}
 	return true, nil
 }
 

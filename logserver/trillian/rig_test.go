@@ -27,17 +27,25 @@ var (
 		return onDatabase(db, err)
 	})
 
-	atEnd []func()
+	ending sync.Mutex
+	atEnd  []func() // guarded by ending
 )
+
+// end calls f when the test binary ends, after what was registered later.
+func end(f func()) {
+	ending.Lock()
+	defer ending.Unlock()
+	atEnd = append(atEnd, f)
+}
 
 func onDatabase(db trilliantest.Database, err error) (*trilliantest.Trillian, error) {
 	if err != nil {
 		return nil, err
 	}
-	atEnd = append(atEnd, db.Close)
+	end(db.Close)
 	tr, err := trilliantest.Start(context.Background(), trilliantest.Options{Database: db})
 	if err == nil {
-		atEnd = append(atEnd, tr.Close)
+		end(tr.Close)
 	}
 	return tr, err
 }

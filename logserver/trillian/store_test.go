@@ -25,7 +25,7 @@ import (
 var s3 = sync.OnceValues(func() (*trilliantest.S3, error) {
 	s, err := trilliantest.StartS3(context.Background())
 	if err == nil {
-		atEnd = append(atEnd, s.Close)
+		end(s.Close)
 	}
 	return s, err
 })
