@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,7 +136,10 @@ func TestAuditOfEveryKind(t *testing.T) {
 	r.step(l, index, policy("after-remove", 3), 7)
 	r.step(l, index, remove(a, 4), 8)
 	r.step(l, index, b, 9)
-	next := 10
+	tagged := upload("demo", "demo-1.0.0.tgz", "c")
+	tagged.Ecosystem = entry.NPM
+	r.step(l, index, tagged, 10)
+	next := 11
 	for n, kind := range entry.Kinds() {
 		e := plainEntry(kind, 100+n)
 		switch kind {
@@ -166,7 +170,7 @@ func TestAuditOfEveryKind(t *testing.T) {
 	}
 	l.Close()
 	report := r.audited()
-	if report.Size != int64(next) || report.Slots != 2 || report.IndexRows < 15 {
+	if report.Size != int64(next) || report.Slots != 3 || report.IndexRows < 15 {
 		t.Errorf("%+v", report)
 	}
 }
@@ -244,25 +248,55 @@ func TestFsckOverlooks(t *testing.T) {
 
 // TestAuditFindsIndexDamage: rows that the log does not imply.
 func TestAuditFindsIndexDamage(t *testing.T) {
-	for name, damage := range map[string]string{
-		"row lost":        "DELETE FROM slots WHERE idx = 17",
-		"row moved":       "UPDATE slots SET idx = 18 WHERE idx = 17",
-		"row invented":    "INSERT INTO slots VALUES (x'00', x'01', 5, 0)",
-		"key changed":     "UPDATE slots SET key = x'1111111111111111111111111111111111111111111111111111111111111111' WHERE idx = 17",
-		"tail moved":      "UPDATE tail SET size = 299",
-		"tail beyond":     "UPDATE tail SET size = 301",
-		"table not there": "DROP TABLE slots",
+	e := *nth(17)
+	e.Registry, e.Claim = testRegistry, entry.ClaimIndex
+	slot, _, err := slotKey(&e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type posting struct{ key, rel uint64 }
+	for name, damage := range map[string]func(ps []posting) ([]posting, uint64){
+		"row lost": func(ps []posting) ([]posting, uint64) {
+			return slices.DeleteFunc(ps, func(p posting) bool { return p.key == rowKey(slot) }), 300
+		},
+		"row moved": func(ps []posting) ([]posting, uint64) {
+			for i := range ps {
+				if ps[i].key == rowKey(slot) {
+					ps[i].rel = 18
+				}
+			}
+			return ps, 300
+		},
+		"beyond the log": func(ps []posting) ([]posting, uint64) { return ps, 301 },
+		"damaged":        nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := filled(t, 300)
-			s, err := openSlots(filepath.Join(r.dir, slotsFile))
-			if err != nil {
+			dir := filepath.Join(r.dir, indexDir)
+			x, err := readIndex(dir)
+			if err != nil || len(x.runs) != 1 {
+				t.Fatal(err, len(x.runs))
+			}
+			var ps []posting
+			if err := mergePostings(x.runs, 0, func(key, rel uint64) bool { ps = append(ps, posting{key, rel}); return true }); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := s.db.Exec(damage); err != nil {
-				t.Fatal(err)
+			number := x.runs[0].number
+			x.closeRuns()
+			if damage == nil {
+				flip(t, filepath.Join(dir, runName(number)), 3000)
+			} else {
+				ps, to := damage(ps)
+				run, err := newRun(dir, number, 0, to, uint64(len(ps)), func(yield func(key, rel uint64) bool) {
+					for _, p := range ps {
+						yield(p.key, p.rel)
+					}
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				run.file.Close()
 			}
-			s.close()
 			if report := r.audit(); report.Outcome() != audit.Found || !strings.Contains(findings(report), "damage index uniqueness index") {
 				t.Errorf("the audit says %q", findings(report))
 			}

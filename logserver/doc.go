@@ -11,5 +11,5 @@
 //
 // The package knows tessera.Driver and nothing below it but the directory
 // layout of c2sp.org/tlog-tiles. Two things are true: the log's storage, and
-// the anchor. slots.db and lookup.db follow from the storage and can be deleted.
+// the anchor. The index directory follows from the storage and can be deleted.
 package logserver

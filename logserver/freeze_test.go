@@ -467,7 +467,7 @@ func TestSuccessorBegins(t *testing.T) {
 	if ack := r.must(l, nth(1)); ack.Index != 1 {
 		t.Errorf("first upload at %d", ack.Index)
 	}
-	first, err := l.entryAt(0)
+	first, err := l.lookup.entryAt(0)
 	if err != nil || first.Kind != entry.KindPredecessor || *first.Size != 12 || first.Origin != old.Origin {
 		t.Errorf("%+v, %v", first, err)
 	}

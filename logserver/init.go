@@ -23,8 +23,6 @@ const (
 	unfinishedFile = "log.json.unfinished" // the same, until then
 	engineDir      = "log"                 // Tessera's: tiles, bundles and its state
 	checkpointFile = "checkpoint"          // the public one
-	slotsFile      = "slots.db"
-	lookupFile     = "lookup.db"
 	lockFileName   = "lock"
 	// TokensFile holds the credentials; KeyFile the signing key, unless it is elsewhere.
 	TokensFile = "tokens.json"
@@ -196,7 +194,7 @@ func (m *making) refuse() error {
 		return fmt.Errorf("%s holds a log already (%s exists): a log is made once; choose another directory", m.dir, name)
 	}
 	// Only a log that was served, or given a token, has these.
-	name, err := exists(checkpointFile, slotsFile, lookupFile, AttributionFile, TokensFile)
+	name, err := exists(checkpointFile, indexDir, streamsFile, AttributionFile, TokensFile)
 	if err != nil {
 		return err
 	}

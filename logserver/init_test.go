@@ -120,7 +120,7 @@ func TestNothingOfALogIsALeftover(t *testing.T) {
 
 // forget removes what only a served log has, as if it had never been served.
 func (r *rig) forget() error {
-	for _, name := range []string{checkpointFile, slotsFile, lookupFile, TokensFile} {
+	for _, name := range []string{checkpointFile, indexDir, streamsFile, TokensFile} {
 		if err := os.RemoveAll(filepath.Join(r.dir, name)); err != nil {
 			return err
 		}

@@ -81,7 +81,7 @@ type Log struct {
 	static *static    // of src
 	board  *board
 	seq    sequencing // nil if the write side could not be opened
-	lookup *lookup
+	lookup *index
 	Tokens *Credentials
 	// ended is closed when nothing more will be published here; trouble is why
 	// the last round published nothing, nil if it did. Both are set if seq is.
@@ -91,7 +91,6 @@ type Log struct {
 	// Of the embedded engine; nil where it could not be opened.
 	engine *engine
 	anchor anchor
-	slots  *slots
 	pub    *publisher // of a shared log too
 	shared *shared    // nil unless the log is shared
 
@@ -219,11 +218,12 @@ func (l *Log) open(ctx context.Context, id Identity) (err error) {
 	if err := l.loadPublished(); err != nil {
 		l.cfg.Logger.Error("the public checkpoint is not served; publishing makes it anew", "err", err)
 	}
-	if l.lookup, err = openLookup(filepath.Join(l.cfg.Dir, lookupFile), l.board, l.tree, l.cfg.Logger); err != nil {
+	if l.lookup, err = openIndex(filepath.Join(l.cfg.Dir, indexDir), l.freshTree, l.cfg.Logger); err != nil {
 		return err
 	}
+	l.lookup.readUpTo(func() (uint64, error) { return l.Published().Size, nil })
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
-	l.working.Go(func() { l.lookup.run(ctx) })
+	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
 	if l.openEnded() {
 		close(l.seqDone)
 		return nil
@@ -293,9 +293,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	if l.engine, err = openPOSIX(ctx, filepath.Join(l.cfg.Dir, engineDir)); err != nil {
 		return err
 	}
-	if l.slots, err = openSlots(filepath.Join(l.cfg.Dir, slotsFile)); err != nil {
-		return err
-	}
+	l.lookup.readUpTo(func() (uint64, error) { return l.engine.size(context.Background()) })
 	l.pub = &publisher{
 		keys: l.keys, metrics: l.metrics, anchor: l.anchor,
 		size: l.engine.size, tree: l.tree, fresh: l.freshTree,
@@ -309,7 +307,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses})
 	l.ended, l.trouble = l.pub.ended, l.pub.trouble
 	seq := newSequencer()
-	seq.slots, seq.add, seq.size, seq.tree = l.slots, l.engine.add, l.engine.size, l.freshTree
+	seq.index, seq.add, seq.size, seq.tree = l.lookup, l.engine.add, l.engine.size, l.freshTree
 	seq.grown = func(uint64) { l.pub.grown() }
 	seq.indexed = func(subs []*submission) {
 		if err := l.who.record(context.Background(), runsOf(subs)); err != nil {
@@ -318,7 +316,6 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	}
 	seq.latch, seq.now, seq.logger, seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
 	l.seq = seq
-	l.slots.entryAt = l.entryAt
 	l.streams, err = openStreams(filepath.Join(l.cfg.Dir, streamsFile), l.engine.size)
 	return err
 }
@@ -361,7 +358,7 @@ func (l *Log) begin(ctx, ending, publishing context.Context) {
 	}
 	l.working.Go(func() { l.awaitMark(ctx, l.stopSeq) })
 	l.setStatus(Status{Writable: true})
-	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", l.slots.applied)
+	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", l.lookup.size())
 	l.seq.run(ctx)
 	if l.mark.Load() != nil {
 		l.end(ending)
@@ -389,12 +386,17 @@ func (l *Log) makeSure(ctx context.Context) error {
 		}
 	}
 	last := time.Now()
-	err = l.slots.catchUp(ctx, t, func(done, of int64) {
+	l.lookup.applying.Lock()
+	err = l.lookup.replay(ctx, t, func(done, of int64) {
 		if time.Since(last) > 2*time.Second {
 			last = time.Now()
-			l.cfg.Logger.Info("replaying the log into the uniqueness database", "done", done, "of", of)
+			l.cfg.Logger.Info("replaying the log into the index", "done", done, "of", of)
 		}
 	})
+	l.lookup.applying.Unlock()
+	if err == nil {
+		err = l.lookup.readable()
+	}
 	if err != nil {
 		return err
 	}
@@ -416,19 +418,6 @@ func (l *Log) integrated(ctx context.Context) (uint64, error) {
 		return l.shared.integrated(), nil
 	}
 	return l.engine.size(ctx)
-}
-
-// entryAt reads an integrated entry.
-func (l *Log) entryAt(index int64) (*entry.Entry, error) {
-	size, err := l.integrated(context.Background())
-	if err != nil {
-		return nil, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
-	}
-	leaves, err := l.freshTree(int64(size)).leaves(index, 1)
-	if err != nil {
-		return nil, err
-	}
-	return entry.Parse(leaves[0])
 }
 
 func (l *Log) setStatus(s Status) {
@@ -525,9 +514,6 @@ func (l *Log) release() error {
 	var err error
 	if l.engine != nil {
 		err = errors.Join(err, l.engine.close(context.Background()))
-	}
-	if l.slots != nil {
-		err = errors.Join(err, l.slots.close())
 	}
 	err = errors.Join(err, l.streams.close())
 	if l.who != nil {

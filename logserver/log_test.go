@@ -2,6 +2,7 @@ package logserver
 
 import (
 	"errors"
+	"path/filepath"
 	"sync"
 	"testing"
 )
@@ -83,7 +84,7 @@ func TestManyAtOnce(t *testing.T) {
 }
 
 func TestRestartKeepsEverything(t *testing.T) {
-	for _, lose := range []string{"nothing", slotsFile, lookupFile} {
+	for _, lose := range []string{"nothing", indexDir, filepath.Join(indexDir, indexManifest), filepath.Join(indexDir, runName(0))} {
 		t.Run("lose "+lose, func(t *testing.T) {
 			r := newRig(t, 3, 2)
 			l := r.ready()
@@ -99,7 +100,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 				t.Fatal(err)
 			}
 			if lose != "nothing" {
-				removeDB(t, r.dir, lose)
+				removeIndex(t, r.dir, lose)
 			}
 			l = r.ready()
 			for i, a := range acks {

@@ -200,12 +200,13 @@ func (l *Log) openReadOnly(ctx context.Context, tokens string) (err error) {
 	if err := l.remembered(); err != nil {
 		return err
 	}
-	if l.lookup, err = openLookup(filepath.Join(l.cfg.Dir, lookupFile), l.board, l.tree, l.cfg.Logger); err != nil {
+	if l.lookup, err = openIndex(filepath.Join(l.cfg.Dir, indexDir), l.freshTree, l.cfg.Logger); err != nil {
 		return err
 	}
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
+	l.lookup.readUpTo(func() (uint64, error) { return l.Published().Size, nil })
 	l.follower.look(ctx, l) // what is there is served at once
-	l.working.Go(func() { l.lookup.run(ctx) })
+	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
 	l.working.Go(func() {
 		for sleep(ctx, l.follower.every) {
 			l.follower.look(ctx, l)

@@ -1,23 +1,25 @@
 package logserver
 
-// The indexes of a log, offline: slots.db and lookup.db follow from the tiles,
-// so they can be compared with them and made anew. Nothing is built from tiles
+// The index of a log, offline: it follows from the tiles, so it can be compared
+// with them and made anew. Nothing is built from tiles
 // that are not what the published checkpoint says.
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 )
 
 // IndexDigest says what a uniqueness index holds, without its content: Sum is
@@ -33,54 +35,82 @@ type IndexDigest struct {
 // version: serving the log makes it.
 var ErrNoIndex = errors.New("no uniqueness index")
 
-// DigestIndex sums up the uniqueness index of the log in dir, which may be
-// served meanwhile.
+// DigestIndex sums up the uniqueness rows of the log in dir as the index on disk
+// has them, which may be served meanwhile: what it still has in memory is not in.
+// A row is a key that some entry is unique under, and the entry that the index
+// says has it.
 func DigestIndex(ctx context.Context, dir string) (d IndexDigest, err error) {
-	path := filepath.Join(dir, slotsFile)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	var x *index
+	var damage *indexDamage
+	for range 10 { // a run may be merged away while we read
+		x, err = readIndex(filepath.Join(dir, indexDir))
+		if !errors.As(err, &damage) {
+			break
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errOtherVersion) {
 		return d, ErrNoIndex
 	}
-	name := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
-	db, err := sql.Open("sqlite", name+"?mode=ro&_pragma=busy_timeout(5000)")
 	if err != nil {
-		return d, err
+		return d, fmt.Errorf("index: %w", withoutPath(err))
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return d, fmt.Errorf("uniqueness index: %w", withoutPath(err))
+	defer x.closeRuns()
+	d.Size = int64(x.size())
+	t := tree{ctx: ctx, src: directory(filepath.Join(dir, engineDir)), size: d.Size}
+	x.tree = func(size int64) tree { at := t; at.size = size; return at }
+	x.readUpTo(func() (uint64, error) { return integratedSize(ctx, dir, uint64(d.Size)) })
+	type row struct {
+		key   [32]byte
+		index uint64
 	}
-	defer tx.Rollback() // it only read
-	var version int
-	if err := tx.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
-		return d, fmt.Errorf("uniqueness index: %w", err)
-	}
-	if version != slotsVersion {
-		return d, fmt.Errorf("%w of this version", ErrNoIndex)
-	}
-	if err := tx.QueryRow("SELECT size FROM tail").Scan(&d.Size); err != nil {
-		return d, fmt.Errorf("uniqueness index: %w", err)
-	}
-	rows, err := tx.QueryContext(ctx, "SELECT key, idx FROM slots ORDER BY key")
-	if err != nil {
-		return d, fmt.Errorf("uniqueness index: %w", err)
-	}
-	defer rows.Close()
-	h := sha256.New()
-	var key []byte
-	for rows.Next() {
-		var index uint64
-		if err := rows.Scan(&key, &index); err != nil {
-			return d, fmt.Errorf("uniqueness index: %w", err)
+	var rows []row
+	view := indexRows{x}
+	for i := range uint64(d.Size) {
+		if err := ctx.Err(); err != nil {
+			return d, err
 		}
-		h.Write(binary.BigEndian.AppendUint64(key, index))
-		d.Rows++
+		e, err := x.entryAt(int64(i))
+		if errors.Is(err, entry.ErrVersion) {
+			continue
+		}
+		if err != nil {
+			return d, err
+		}
+		key, _, err := slotKey(e)
+		if err != nil {
+			return d, err
+		}
+		r, err := view.row(key)
+		if err != nil {
+			return d, err
+		}
+		if r != nil && r.index == i {
+			rows = append(rows, row{key, i})
+		}
 	}
+	slices.SortFunc(rows, func(a, b row) int { return bytes.Compare(a.key[:], b.key[:]) })
+	h := sha256.New()
+	for _, r := range rows {
+		h.Write(binary.BigEndian.AppendUint64(r.key[:], r.index))
+	}
+	d.Rows = int64(len(rows))
 	h.Sum(d.Sum[:0])
-	if err := rows.Err(); err != nil {
-		return d, fmt.Errorf("uniqueness index: %w", err)
-	}
 	return d, nil
+}
+
+// integratedSize is the size of the tree whose partial bundles are there.
+func integratedSize(ctx context.Context, dir string, least uint64) (uint64, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, engineDir, ".state", "treeState"))
+	if err != nil {
+		return 0, err
+	}
+	var state struct {
+		Size uint64 `json:"size"`
+	}
+	if err := json.Unmarshal(raw, &state); err != nil {
+		return 0, fmt.Errorf("%w: tree state: %w", errUnreadable, err)
+	}
+	return max(state.Size, least), nil
 }
 
 // RebuildIndex makes the indexes of the log in dir anew from its tiles. No
@@ -105,10 +135,7 @@ func RebuildIndex(ctx context.Context, dir string, progress func(what string, do
 		return IndexDigest{}, err
 	}
 	progress("verified", t.size, t.size)
-	if err := rebuildSlots(ctx, dir, t, progress); err != nil {
-		return IndexDigest{}, err
-	}
-	if err := rebuildLookup(ctx, dir, t, progress); err != nil {
+	if err := rebuildIndex(ctx, dir, t, progress); err != nil {
 		return IndexDigest{}, err
 	}
 	return DigestIndex(ctx, dir)
@@ -160,53 +187,12 @@ func errOtherOrigin(have, want string) error {
 	return fmt.Errorf("it is of log %q", have)
 }
 
-// rebuilt are the suffixes of a database that is not whole yet, and of SQLite's
-// own files.
+// rebuilding is the suffix of an index that is not whole yet.
 const rebuilding = ".rebuilding"
 
-var sqliteFiles = []string{"", "-wal", "-shm"}
-
-// replaceDB puts a database that has just been closed in the place of the old one.
-func replaceDB(dir, name string) error {
-	for _, s := range sqliteFiles[1:] { // of the old one: they must not meet the new file
-		if err := os.Remove(filepath.Join(dir, name+s)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if err := os.Rename(filepath.Join(dir, name+rebuilding), filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-func removeDBFiles(path string) error {
-	for _, s := range sqliteFiles {
-		if err := os.Remove(path + s); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func rebuildSlots(ctx context.Context, dir string, t tree, progress func(string, int64, int64)) (err error) {
-	path := filepath.Join(dir, slotsFile+rebuilding)
-	if err := removeDBFiles(path); err != nil { // of one that was interrupted
-		return err
-	}
-	s, err := openSlots(path)
-	if err != nil {
-		return err
-	}
-	err = s.catchUp(ctx, t, func(done, size int64) { progress("uniqueness", done, size) })
-	if err = errors.Join(err, s.close()); err != nil {
-		return errors.Join(err, removeDBFiles(path))
-	}
-	return replaceDB(dir, slotsFile)
-}
-
-func rebuildLookup(ctx context.Context, dir string, t tree, progress func(string, int64, int64)) error {
-	path := filepath.Join(dir, lookupFile+rebuilding)
-	if err := removeDBFiles(path); err != nil {
+func rebuildIndex(ctx context.Context, dir string, t tree, progress func(string, int64, int64)) error {
+	path := filepath.Join(dir, indexDir+rebuilding)
+	if err := os.RemoveAll(path); err != nil { // of one that was interrupted
 		return err
 	}
 	at := func(size int64) tree {
@@ -214,19 +200,25 @@ func rebuildLookup(ctx context.Context, dir string, t tree, progress func(string
 		upTo.size = size
 		return upTo
 	}
-	l, err := openLookup(path, newBoard(), at, slog.New(slog.DiscardHandler))
+	x, err := openIndex(path, at, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	const step = 64 * tileWidth
-	for from := int64(0); from < t.size && err == nil; from += step {
-		to := min(from+step, t.size)
-		if err = l.index(ctx, from, to); err == nil {
-			progress("lookup", to, t.size)
-		}
+	x.readUpTo(func() (uint64, error) { return uint64(t.size), nil })
+	x.applying.Lock()
+	err = x.replay(ctx, t, func(done, size int64) { progress("index", done, size) })
+	x.applying.Unlock()
+	if err = errors.Join(err, x.close()); err != nil {
+		return errors.Join(err, os.RemoveAll(path))
 	}
-	if err = errors.Join(err, l.close()); err != nil {
-		return errors.Join(err, removeDBFiles(path))
+	progress("index", t.size, t.size)
+	// Without the old one, and without the new one in its place, the next start
+	// makes it.
+	if err := os.RemoveAll(filepath.Join(dir, indexDir)); err != nil {
+		return err
 	}
-	return replaceDB(dir, lookupFile)
+	if err := os.Rename(path, filepath.Join(dir, indexDir)); err != nil {
+		return err
+	}
+	return syncDir(dir)
 }

@@ -219,12 +219,13 @@ func (r *rig) check(ack *Ack) {
 	}
 }
 
-func removeDB(t testing.TB, dir, name string) {
+func removeIndex(t testing.TB, dir, name string) {
 	t.Helper()
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.RemoveAll(filepath.Join(dir, name+suffix)); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
 	}
 }
 

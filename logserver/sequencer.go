@@ -2,23 +2,24 @@ package logserver
 
 // The sequencer takes submissions in batches:
 //
-//	submit ─▶ [batch] ─▶ one transaction: settle what the batch before became,
-//	decide each entry's slot, commit ─▶ driver.Add ─▶ index ─▶ whoever waits
+//	submit ─▶ [batch] ─▶ decide each entry's slot ─▶ driver.Add ─▶ index ─▶
+//	apply, in the log's order ─▶ whoever waits
 //
-// One goroutine owns the uniqueness database; another waits for the driver, so
-// that a batch is being decided while the one before is being written. What the
-// batches became is applied in the log's own order, so that the database is
-// always what a replay of the log's first entries gives. Plain uploads are
-// applied lazily, many at a time; until then they count as in flight. What would
-// be decided by rows that an entry in flight may yet change is held back until
-// that entry is applied: see needs.
+// One goroutine decides and applies; another waits for the driver, so that a
+// batch is being decided while the one before is being written. What decides is
+// the log's own entries, through the index, and what is in flight: decided and
+// not yet applied. That is in memory alone. The log is the durable record: what
+// of it survives a crash is all replayed before anything is decided again, and
+// what does not survive was answered to nobody. See
+// docs/decisions/0005-the-log-is-the-reservation.md.
+//
+// What would be decided by rows that an entry in flight may yet change is held
+// back until that entry is applied: see needs.
 
 import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -30,13 +31,6 @@ import (
 	"github.com/transparency-dev/tessera"
 )
 
-// urgent reports whether deciding on s, or on what follows it, needs the
-// database to be up to date: all but plain uploads, for which it is enough to
-// know what is in flight.
-func (s *submission) urgent() bool {
-	return s.entry.Kind != entry.KindUpload || s.entry.Replaces != nil
-}
-
 // need is something outside of an entry's own row that decides on it, or that
 // it decides: an upload slot, or the policy of a registry's ecosystem. Entries
 // in flight share a need, or one has it alone.
@@ -45,17 +39,19 @@ type need struct {
 	alone bool
 }
 
-// needs of e: uploads go by the slot and the policy; a reject or remove changes
-// the slot, a policy the policy.
-func needs(e *entry.Entry) []need {
-	policy := func() [32]byte { return sha256.Sum256([]byte("policy\x00" + e.Registry + "\x00" + e.Ecosystem)) }
+// needs of e, whose own key is given: uploads go by the slot and the policy; a
+// reject or remove changes the slot, another status of a file asks for it; a
+// policy entry changes the policy.
+func needs(e *entry.Entry, key [32]byte) []need {
 	switch {
 	case e.Kind == entry.KindUpload:
-		return []need{{key: uploadSlot(e).Key()}, {key: policy()}}
+		return []need{{key: key}, {key: policyKey(e.Registry, e.Ecosystem)}}
 	case e.Kind == entry.KindReject, e.Kind == entry.KindRemove && e.File != "":
 		return []need{{uploadSlot(e).Key(), true}}
 	case e.Kind == entry.KindRegistryPolicy:
-		return []need{{policy(), true}}
+		return []need{{policyKey(e.Registry, e.Ecosystem), true}}
+	case e.Kind != entry.KindConflict && e.File != "":
+		return []need{{key: uploadSlot(e).Key()}}
 	}
 	return nil
 }
@@ -105,12 +101,12 @@ type addedBatch struct {
 
 // result is what the driver made of a batch.
 type result struct {
-	good   []*submission // resolved with their indexes
-	failed bool          // what became of others is not known
+	good   []*submission // their index is set
+	failed []*submission // what became of them is not known
 }
 
 type sequencer struct {
-	slots   *slots
+	index   *index
 	add     tessera.AddFn
 	size    func(context.Context) (uint64, error) // integrated size
 	tree    func(size int64) tree
@@ -124,24 +120,23 @@ type sequencer struct {
 	results chan result
 	gone    <-chan struct{} // closed when run has returned, or never runs
 
-	// Owned by the run goroutine.
-	inFlight    map[[32]byte]*submission // reserved, not yet applied, by key
-	ready       map[int64]*submission    // has an index, not yet applied, by index
+	// Owned by the run goroutine, which has index.applying.
+	inFlight    map[[32]byte]*submission // decided, not yet applied, by key
+	ready       map[uint64]*submission   // has an index, behind one that is not known yet
 	used        usage                    // the needs of what is in flight
 	held        []*submission            // wait for what is in flight, in order of arrival
-	urgent      bool                     // ready holds more than plain uploads
+	batch       uint64                   // number of the last batch that was handed over
+	unapplied   map[uint64]int           // entries of each batch that are in flight
 	outstanding int                      // batches that the driver has not answered
 	doubt       bool                     // a write failed: nothing is decided before recover has found out what is so
 	tried       time.Time                // when recover last failed
 
-	testReserved func() // called by decide in tests between the slots' reservation and the driver
+	testDecided func() // called by decide in tests between deciding and the driver
 }
 
 const (
-	batchMax   = 1024
-	queueMax   = 4 * batchMax
-	applyMin   = 32 * batchMax         // uploads are applied so many at a time: fewer pages are written twice
-	settleWait = 50 * time.Millisecond // an idle log applies what is settled after this long
+	batchMax = 1024
+	queueMax = 64 // messages, of up to maxStreamEntries
 	// maxOutstanding batches are with the driver; meanwhile the next one grows.
 	maxOutstanding = 2
 	recoverPause   = 100 * time.Millisecond
@@ -149,12 +144,13 @@ const (
 
 func newSequencer() *sequencer {
 	return &sequencer{
-		in:       make(chan []*submission, queueMax),
-		added:    make(chan addedBatch, maxOutstanding), // never full, nor is results
-		results:  make(chan result, maxOutstanding),
-		inFlight: map[[32]byte]*submission{},
-		used:     usage{},
-		ready:    map[int64]*submission{},
+		in:        make(chan []*submission, queueMax),
+		added:     make(chan addedBatch, maxOutstanding), // never full, nor is results
+		results:   make(chan result, maxOutstanding),
+		inFlight:  map[[32]byte]*submission{},
+		used:      usage{},
+		ready:     map[uint64]*submission{},
+		unapplied: map[uint64]int{},
 	}
 }
 
@@ -171,21 +167,28 @@ func (q *sequencer) submit(ctx context.Context, subs []*submission) error {
 }
 
 // run decides batches until ctx ends; then everything that is in the queue is
-// refused, everything handed over is settled, and run returns.
+// refused, everything handed over is applied, and run returns.
 func (q *sequencer) run(ctx context.Context) {
+	q.index.applying.Lock()
+	defer q.index.applying.Unlock()
 	go q.wait()
-	idle := time.NewTicker(settleWait)
-	defer idle.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		if q.doubt && q.outstanding == 0 && time.Since(q.tried) > recoverPause {
 			q.tryRecover(ctx)
 		}
-		if q.doubt {
+		full, broken := q.index.full()
+		switch {
+		case q.doubt:
 			q.refuse(q.held, errRecovering)
+			q.held = nil
+		case broken != nil:
+			q.refuse(q.held, errIndex)
 			q.held = nil
 		}
 		in := q.in
-		if q.outstanding >= maxOutstanding || q.doubt && q.outstanding > 0 {
+		if q.outstanding >= maxOutstanding || q.doubt && q.outstanding > 0 || full && broken == nil {
 			in = nil
 		}
 		select {
@@ -194,29 +197,28 @@ func (q *sequencer) run(ctx context.Context) {
 			return
 		case r := <-q.results:
 			q.take(r)
-			if len(q.held) > 0 && !q.doubt {
+			if len(q.held) > 0 && !q.doubt && q.outstanding < maxOutstanding {
 				q.decide(ctx, nil)
 			}
-		case <-idle.C:
-			if q.outstanding > 0 {
-				continue // busy: decide applies what is ready when it is much
-			}
-			if err := q.settle(); err != nil {
-				q.logger.Error("uniqueness database cannot be written", "err", err)
-				q.doubt = true
-			}
+		case <-tick.C: // to look again
 		case first := <-in:
 			batch := q.gather(first)
-			if q.doubt {
+			switch {
+			case q.doubt:
 				q.refuse(batch, errRecovering)
-				continue
+			case broken != nil:
+				q.refuse(batch, errIndex)
+			default:
+				q.decide(ctx, batch)
 			}
-			q.decide(ctx, batch)
 		}
 	}
 }
 
-var errRecovering = fmt.Errorf("%w: it is recovering from a failed write", ErrStorage)
+var (
+	errRecovering = fmt.Errorf("%w: it is recovering from a failed write", ErrStorage)
+	errIndex      = fmt.Errorf("%w: the index cannot be written", ErrStorage)
+)
 
 func (q *sequencer) refuse(subs []*submission, err error) {
 	for _, s := range subs {
@@ -239,7 +241,7 @@ func (q *sequencer) gather(first []*submission) []*submission {
 	return batch
 }
 
-// shut refuses what is in the queue or held back, and settles what the driver has.
+// shut refuses what is in the queue or held back, and applies what the driver has.
 func (q *sequencer) shut() {
 	q.refuse(q.held, fmt.Errorf("%w: %w", ErrReadOnly, errClosing))
 	q.held = nil
@@ -255,115 +257,123 @@ func (q *sequencer) shut() {
 	for q.outstanding > 0 {
 		q.take(<-q.results)
 	}
-	if q.doubt {
-		return // the next start replays the log's tail
-	}
-	if err := q.settle(); err != nil {
-		q.logger.Error("settling at shutdown failed; the next start replays the log's tail", "err", err)
-	}
 }
 
-// take notes what the driver made of a batch.
+// take applies what the driver made of a batch, then answers.
 func (q *sequencer) take(r result) {
 	q.outstanding--
+	next := q.index.size()
 	for _, s := range r.good {
-		s.ready = true
-		q.ready[int64(s.index)] = s
-		q.urgent = q.urgent || s.urgent()
+		if s.index == next && !q.doubt {
+			q.apply(s)
+			next++
+			continue
+		}
+		q.ready[s.index] = s
 	}
-	if r.failed {
+	for s := q.ready[next]; s != nil && !q.doubt; s = q.ready[next] {
+		delete(q.ready, next)
+		q.apply(s)
+		next++
+	}
+	q.index.announce()
+	if len(r.failed) > 0 {
 		q.doubt = true
+	}
+	if len(r.good) > 0 {
+		if q.indexed != nil {
+			q.indexed(r.good)
+		}
+		grown := uint64(0)
+		for _, s := range r.good {
+			grown = max(grown, s.index+1)
+			s.resolve(s.index, true, nil)
+		}
+		q.grown(grown)
+	}
+	q.refuse(r.failed, fmt.Errorf("%w: the entry could not be written; submit it again", ErrStorage))
+}
+
+// apply records an entry that stands where the index ends, and frees what it
+// needed. If that fails, recover starts from the log again.
+func (q *sequencer) apply(s *submission) {
+	if err := (indexRows{q.index}).apply(s.index, s.entry, s.finds); err != nil {
+		q.logger.Error("the index cannot follow the log", "index", s.index, "err", err)
+		q.doubt = true
+		q.ready[s.index] = s
+		return
+	}
+	q.used.add(s.needs, -1)
+	if q.inFlight[s.key] == s {
+		delete(q.inFlight, s.key)
+	}
+	if q.unapplied[s.batch]--; q.unapplied[s.batch] == 0 {
+		delete(q.unapplied, s.batch)
 	}
 }
 
-// decide decides what is held back, then batch, in one durable transaction,
-// then hands the new entries to the driver.
+// settled reports whether all batches up to number n are applied.
+func (q *sequencer) settled(n uint64) bool {
+	for batch := range q.unapplied { // a few
+		if batch <= n {
+			return false
+		}
+	}
+	return true
+}
+
+// decide decides what is held back, then batch, and hands the new entries to
+// the driver.
 func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	batch = append(q.held, batch...)
-	apply := len(q.held) > 0 || q.urgent || len(q.ready) >= applyMin || slices.ContainsFunc(batch, (*submission).urgent)
 	type outcome struct {
 		sub   *submission
 		index uint64
 		err   error
 	}
 	var outcomes []outcome
-	var fresh []*submission
-	reserved := map[[32]byte]*submission{}
+	fresh := make([]*submission, 0, len(batch))
 	type join struct{ sub, first *submission }
 	var joins []join
 	q.held = nil
 	waiting := usage{} // the needs of what is held back: nothing overtakes it
-	err := q.slots.update(func(tx *sql.Tx) error {
-		tail := q.slots.applied
-		if apply {
-			var err error
-			if tail, err = q.applyReady(tx); err != nil {
-				return err
-			}
+	rows, tail := indexRows{q.index}, int64(q.index.size())
+	hold := func(s *submission) {
+		q.held = append(q.held, s)
+		waiting.add(s.needs, 1)
+	}
+	for _, s := range batch {
+		if s.after > 0 && !q.settled(s.after) || !q.used.allows(s.needs) || len(waiting) > 0 && !waiting.allows(s.needs) {
+			hold(s)
+			continue
 		}
-		for _, s := range batch {
-			if !q.used.allows(s.needs) || !waiting.allows(s.needs) {
-				q.held = append(q.held, s)
-				waiting.add(s.needs, 1)
-				continue
-			}
-			first := reserved[s.key]
-			if first == nil {
-				first = q.inFlight[s.key]
-				if first != nil && first.ready && int64(first.index) < tail {
-					first = nil // applied above: the database knows it
-				}
-			}
-			if first != nil {
-				joins = append(joins, join{s, first})
-				continue
-			}
-			if s.entry.Kind == entry.KindConflict {
-				if r, err := q.slots.row(tx, s.key); err != nil {
-					return err
-				} else if r == nil && !s.credit(s.entry.Project) {
-					outcomes = append(outcomes, outcome{s, 0, errNoCredit})
-					continue
-				}
-			}
-			seq := q.slots.nextSeq
-			index, isNew, err := q.slots.admit(tx, tail, s.entry, s.key, s.digest)
-			if isNew {
-				s.seq = seq
-				reserved[s.key] = s
-				q.used.add(s.needs, 1)
-				fresh = append(fresh, s)
-				continue
-			}
-			if err != nil && !isVerdict(err) {
-				return err
-			}
-			outcomes = append(outcomes, outcome{s, index, err})
+		if first := q.inFlight[s.key]; first != nil {
+			joins = append(joins, join{s, first})
+			continue
 		}
-		return nil
-	})
-	if err != nil {
-		q.logger.Error("uniqueness database cannot be written; submissions fail until it can", "err", err)
-		q.refuse(batch, fmt.Errorf("%w: the uniqueness database cannot be written", ErrStorage))
-		q.held = nil   // they are in batch
-		q.doubt = true // a commit that failed may have happened all the same
-		return
-	}
-	if apply {
-		q.appliedReady()
-	}
-	if q.testReserved != nil {
-		q.testReserved()
-	}
-	if len(fresh) > 0 {
-		b := addedBatch{subs: fresh, futures: make([]tessera.IndexFuture, len(fresh))}
-		for i, s := range fresh {
+		index, isNew, err := q.verdict(rows, tail, s)
+		var needs *PreconditionError
+		switch {
+		case isNew:
 			q.inFlight[s.key] = s
-			b.futures[i] = q.add(context.WithoutCancel(ctx), tessera.NewEntry(s.leaf))
+			q.used.add(s.needs, 1)
+			fresh = append(fresh, s)
+			continue
+		case errors.As(err, &needs) && s.after == 0 && len(q.inFlight) > 0:
+			// It may need what is on its way: what it names was submitted before it.
+			s.after = q.batch + 1
+			hold(s)
+			continue
+		case err != nil && !isVerdict(err):
+			q.logger.Error("the index cannot be read", "err", err)
+			err = fmt.Errorf("%w: the index cannot be read", ErrStorage)
 		}
-		q.outstanding++
-		q.added <- b
+		outcomes = append(outcomes, outcome{s, index, err})
 	}
+	if q.testDecided != nil {
+		q.testDecided()
+	}
+	q.handOver(ctx, fresh)
 	for _, o := range outcomes {
 		var conflict *ConflictError
 		if errors.As(o.err, &conflict) && conflict.Slot.File != "" {
@@ -376,14 +386,42 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	}
 }
 
+// handOver gives decided entries to the driver.
+func (q *sequencer) handOver(ctx context.Context, fresh []*submission) {
+	q.batch++
+	if len(fresh) == 0 {
+		return
+	}
+	b := addedBatch{subs: fresh, futures: make([]tessera.IndexFuture, len(fresh))}
+	for i, s := range fresh {
+		s.batch = q.batch
+		b.futures[i] = q.add(context.WithoutCancel(ctx), s.tessera)
+	}
+	q.unapplied[q.batch] = len(fresh)
+	q.outstanding++
+	q.added <- b
+}
+
+// verdict is the rule of admission for a submission whose key is not in flight.
+func (q *sequencer) verdict(rows indexRows, tail int64, s *submission) (index uint64, isNew bool, err error) {
+	if s.entry.Kind == entry.KindConflict {
+		if r, err := rows.row(s.key); err != nil {
+			return 0, false, err
+		} else if r == nil && !s.credit(s.entry.Project) {
+			return 0, false, errNoCredit
+		}
+	}
+	return verdict(rows, tail, q.index.entryAt, s.entry, s.key, s.digest)
+}
+
 // errNoCredit says that a submitter has caused enough conflict entries for now.
 var errNoCredit = errors.New("no credit for a conflict entry")
 
-// isVerdict tells a decision about an entry from trouble with the database.
+// isVerdict tells a decision about an entry from trouble with the index.
 func isVerdict(err error) bool {
 	var c *ConflictError
 	var p *PreconditionError
-	return errors.As(err, &c) || errors.As(err, &p)
+	return errors.Is(err, errNoCredit) || errors.As(err, &c) || errors.As(err, &p)
 }
 
 // follow resolves s as first, which was in flight for the same slot, is decided.
@@ -440,90 +478,24 @@ func conflictEntry(s *submission, c *ConflictError, now time.Time) (*submission,
 	return newSubmission(e, s.credit)
 }
 
-// wait collects the driver's answers and resolves submissions. Batches that
-// the driver flushes at once may get their indexes in either order.
+// wait collects the driver's answers. Batches that the driver flushes at once
+// may get their indexes in either order.
 func (q *sequencer) wait() {
 	for b := range q.added {
-		var r result
-		var grown uint64
+		r := result{good: make([]*submission, 0, len(b.subs))}
 		for i, f := range b.futures {
 			s := b.subs[i]
 			index, err := f()
 			if err != nil {
 				q.logger.Error("the storage engine failed to take an entry", "err", withoutPath(err))
-				s.resolve(0, false, fmt.Errorf("%w: the entry could not be written; submit it again", ErrStorage))
-				r.failed = true
+				r.failed = append(r.failed, s)
 				continue
 			}
 			s.index = index.Index
 			r.good = append(r.good, s)
-			grown = max(grown, index.Index+1)
-		}
-		if q.indexed != nil && len(r.good) > 0 {
-			q.indexed(r.good)
-		}
-		for _, s := range r.good {
-			s.resolve(s.index, true, nil)
-		}
-		if grown > 0 {
-			q.grown(grown)
 		}
 		q.results <- r
 	}
-}
-
-// applyReady writes into tx what follows the applied part of the log, in the
-// log's own order, frees what those entries needed, and returns the new tail.
-// After a transaction that fails, recover starts from the log again.
-func (q *sequencer) applyReady(tx *sql.Tx) (tail int64, err error) {
-	tail = q.slots.applied
-	for s := q.ready[tail]; s != nil; s = q.ready[tail] {
-		if err := q.slots.apply(tx, tail, s.entry); err != nil {
-			return 0, err
-		}
-		q.used.add(s.needs, -1)
-		tail++
-	}
-	if tail == q.slots.applied {
-		return tail, nil
-	}
-	oldest := q.slots.nextSeq // of the reservations that are still needed
-	for _, s := range q.inFlight {
-		if !s.ready || int64(s.index) >= tail {
-			oldest = min(oldest, s.seq)
-		}
-	}
-	return tail, errors.Join(q.slots.release(tx, oldest), q.slots.setTail(tx, tail))
-}
-
-// appliedReady forgets what applyReady wrote, once it is committed.
-func (q *sequencer) appliedReady() {
-	for s := q.ready[q.slots.applied]; s != nil; s = q.ready[q.slots.applied] {
-		delete(q.ready, q.slots.applied)
-		if q.inFlight[s.key] == s {
-			delete(q.inFlight, s.key)
-		}
-		q.slots.applied++
-	}
-	q.urgent = false
-	for _, s := range q.ready { // behind a gap: rare
-		q.urgent = q.urgent || s.urgent()
-	}
-}
-
-// settle applies what is ready while there is nothing to decide.
-func (q *sequencer) settle() error {
-	if q.doubt || q.ready[q.slots.applied] == nil {
-		return nil
-	}
-	err := q.slots.update(func(tx *sql.Tx) error {
-		_, err := q.applyReady(tx)
-		return err
-	})
-	if err == nil {
-		q.appliedReady()
-	}
-	return err
 }
 
 // tryRecover runs recover. If storage holds the wrong thing, writing stops; if
@@ -531,7 +503,7 @@ func (q *sequencer) settle() error {
 func (q *sequencer) tryRecover(ctx context.Context) {
 	switch err := q.recover(ctx); {
 	case err == nil:
-		q.logger.Info("recovered from a failed write", "size", q.slots.applied)
+		q.logger.Info("recovered from a failed write", "size", q.index.size())
 		q.doubt = false
 	case ctx.Err() != nil:
 	case errors.Is(err, errUnreadable), errors.Is(err, ErrBehind):
@@ -544,29 +516,25 @@ func (q *sequencer) tryRecover(ctx context.Context) {
 }
 
 // recover finds out what became of entries after a write failed: those the log
-// has are applied, the others' slots are freed. The driver has nothing.
+// has are applied, the others are forgotten and their slots are free. The driver
+// has nothing.
 func (q *sequencer) recover(ctx context.Context) error {
-	if err := q.slots.markAdded(); err != nil {
-		return err
-	}
 	size, err := q.size(ctx)
 	if err != nil {
 		return err
 	}
 	for index := range q.ready {
-		if uint64(index) >= size {
+		if index >= size {
 			return fmt.Errorf("%w: entry %d was taken and is not there; the log has %d", ErrBehind, index, size)
 		}
 	}
-	t := q.tree(int64(size))
-	t.ctx = ctx
-	if err := q.slots.catchUp(ctx, t, nil); err != nil {
+	if err := errors.Join(q.index.replay(ctx, q.tree(int64(size)), nil), q.index.readable()); err != nil {
 		return err
 	}
 	clear(q.inFlight)
 	clear(q.ready)
 	clear(q.used)
-	q.urgent = false
+	clear(q.unapplied)
 	if size > 0 {
 		q.grown(size)
 	}

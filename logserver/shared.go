@@ -133,11 +133,12 @@ func openSharedLog(ctx context.Context, cfg Config) (*Log, error) {
 	if l.Tokens, err = openCredentials(opening, sharedCredentials{s.pool}, cfg.Now); err != nil {
 		cfg.Logger.Error("nobody can submit until the credentials can be read", "err", err)
 	}
-	if l.lookup, err = openLookup(filepath.Join(cfg.Dir, lookupFile), l.board, l.tree, cfg.Logger); err != nil {
+	if l.lookup, err = openIndex(filepath.Join(cfg.Dir, indexDir), l.freshTree, cfg.Logger); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
-	l.working.Go(func() { l.lookup.run(ctx) })
+	l.lookup.readUpTo(func() (uint64, error) { return s.integrated(), nil })
+	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
 	s.start(ctx, l)
 	return l, nil
 }
@@ -195,7 +196,7 @@ func (s *shared) identify(ctx context.Context, cfg Config) (*keyring, error) {
 func (s *shared) start(ctx context.Context, l *Log) {
 	s.log = l
 	s.seq = newSharedSequencer(s.pool, s.engine)
-	s.seq.entryAt, s.seq.now, s.seq.logger, s.seq.gone, s.seq.seen = l.entryAt, l.cfg.Now, l.cfg.Logger, l.seqDone, s.state.integrated
+	s.seq.entryAt, s.seq.now, s.seq.logger, s.seq.gone, s.seq.seen = l.lookup.entryAt, l.cfg.Now, l.cfg.Logger, l.seqDone, s.state.integrated
 	l.seq, l.ended, l.trouble = s.seq, s.ended, s.trouble
 	l.pub = &publisher{
 		keys: l.keys, metrics: l.metrics, tree: l.tree, fresh: l.freshTree, board: l.board,

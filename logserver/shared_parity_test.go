@@ -166,9 +166,9 @@ func TestSharedVerdictsAreTheEmbeddedOnes(t *testing.T) {
 				}
 			}
 			s.step(by, demo("d2"), 3)
-			s.step(by, remove(demo("d1"), 3), 4)
+			s.step(by, remove(demo("d1"), 3), PreconditionError{Field: "sha256"})
 			s.step(by, demo("d3"), conflictWith(3))
-			s.grown(6)
+			s.grown(5)
 		}},
 		{"an upload waits for a policy", func(t *testing.T, r *rig, s stage) {
 			by := r.all(entry.ClaimIndex)

@@ -327,7 +327,7 @@ func (r *sharedRig) rows() string {
 	var out string
 	pool := r.pool()
 	for _, q := range []string{
-		"SELECT coalesce(string_agg(upper(encode(key, 'hex')) || ' ' || upper(encode(digest, 'hex')) || ' ' || idx || ' ' || removed::int || E'\\n', '' ORDER BY key), '') FROM slots",
+		"SELECT coalesce(string_agg(upper(encode(key, 'hex')) || ' ' || upper(encode(digest, 'hex')) || ' ' || idx || ' ' || removed::int || E'\\n', '' ORDER BY key), '') FROM slots WHERE digest <> ''",
 		"SELECT coalesce(string_agg(registry || ' ' || ecosystem || ' ' || overwrite || E'\\n', '' ORDER BY 1), '') FROM policies",
 		"SELECT 'tail ' || integrated || E'\\n' FROM log",
 		"SELECT coalesce(string_agg('reserved ' || upper(encode(key, 'hex')) || E'\\n', ''), '') FROM submissions WHERE idx IS NULL",

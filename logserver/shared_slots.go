@@ -368,9 +368,7 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		for _, n := range s.needs {
 			needed = append(needed, n.key[:])
 		}
-		slotKeys = append(slotKeys, s.key[:])
-		if s.entry.Kind == entry.KindReject {
-			k := uploadSlot(s.entry).Key()
+		for _, k := range keysFor(s.entry, s.key) {
 			slotKeys = append(slotKeys, k[:])
 		}
 		if s.entry.Kind == entry.KindUpload {
@@ -636,7 +634,7 @@ type mapRows struct {
 	slots    map[[32]byte]*slotRow
 	policies map[[2]string]string
 	changed  map[[32]byte]bool  // of slots; nil where nothing may change
-	set      map[[2]string]bool // of policies
+	policy   map[[2]string]bool // of policies
 }
 
 func (m mapRows) collectSlots(r pgx.Rows) error {
@@ -678,6 +676,17 @@ func (m mapRows) pin(key [32]byte, digest []byte, index int64) error {
 	return nil
 }
 
+// Marks stand among the slots, without a digest.
+func (m mapRows) has(x mark) (bool, error) { return m.slots[x.key()] != nil, nil }
+
+func (m mapRows) set(x mark, index int64) error {
+	if key := x.key(); m.slots[key] == nil {
+		m.slots[key] = &slotRow{digest: []byte{}, index: uint64(index)}
+		m.changed[key] = true
+	}
+	return nil
+}
+
 func (m mapRows) free(key [32]byte) error {
 	m.slots[key] = nil
 	m.changed[key] = true
@@ -694,6 +703,6 @@ func (m mapRows) setRemoved(key [32]byte) error {
 
 func (m mapRows) setOverwrite(registry, ecosystem, overwrite string) error {
 	m.policies[[2]string{registry, ecosystem}] = overwrite
-	m.set[[2]string{registry, ecosystem}] = true
+	m.policy[[2]string{registry, ecosystem}] = true
 	return nil
 }

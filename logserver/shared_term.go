@@ -491,7 +491,7 @@ func (m mapRows) write(ctx context.Context, tx pgx.Tx) error {
 	if len(freed) > 0 {
 		b.Queue("DELETE FROM slots WHERE key = ANY($1)", freed)
 	}
-	for p := range m.set {
+	for p := range m.policy {
 		b.Queue("INSERT INTO policies VALUES ($1, $2, $3) ON CONFLICT (registry, ecosystem) DO UPDATE SET overwrite = excluded.overwrite", p[0], p[1], m.policies[p])
 	}
 	return tx.SendBatch(ctx, b).Close()

@@ -1,54 +1,19 @@
 package logserver
 
-// Uniqueness: what one digest each slot is pinned to, decided durably before
-// an entry is handed to the storage engine.
-//
-// A slot is reserved (durable, not yet handed over), added (handed over,
-// outcome uncertain) or indexed. Reservations are few, and stand in a table of
-// their own; slots holds what is in the log and follows from it: after a crash
-// the log's tail is replayed, what is found there is indexed, and what is not
-// is freed. The whole file can be deleted; it is rebuilt from the tiles.
-//
-// Who can change slots.db can make the log accept a second digest for a file
-// name; monitors and clients check uniqueness themselves and would show it.
+// Uniqueness: what one digest each slot is pinned to, decided before an entry is
+// handed to the storage engine, by the log itself: the rows that decide follow
+// from its entries, in its own order, through the index. What is on its way into
+// the log is in memory with the sequencer, and nowhere else: see
+// docs/decisions/0005-the-log-is-the-reservation.md.
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"net/url"
-	"os"
 
 	"github.com/portbook/portbook/entry"
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 )
-
-// slotsVersion is raised with every change of the schema: an older file is
-// rebuilt from the tiles.
-const slotsVersion = 2
-
-const slotsSchema = `
-CREATE TABLE slots (
-	key     BLOB PRIMARY KEY,  -- see slotKey
-	digest  BLOB NOT NULL,     -- see slotKey
-	idx     INTEGER NOT NULL,  -- index of the entry that pinned the slot
-	removed INTEGER NOT NULL DEFAULT 0 -- a remove entry was logged for the file
-) WITHOUT ROWID;
-CREATE TABLE reserved (
-	seq    INTEGER PRIMARY KEY,
-	key    BLOB NOT NULL,
-	digest BLOB NOT NULL,
-	added  INTEGER NOT NULL DEFAULT 0 -- 1: handed to the storage engine, outcome uncertain
-);
-CREATE TABLE policies (registry TEXT, ecosystem TEXT, overwrite TEXT NOT NULL, PRIMARY KEY (registry, ecosystem));
-CREATE TABLE tail (size INTEGER NOT NULL); -- entries [0, size) are applied
-INSERT INTO tail VALUES (0);
-`
 
 // ConflictError says that a slot is pinned to another digest, or an id to
 // another entry. There is no proof for what was submitted.
@@ -71,91 +36,6 @@ type slotRow struct {
 	index   uint64
 	removed bool
 }
-
-// slots is the open uniqueness database. Only the sequencer's goroutine uses it
-// once the log is open.
-type slots struct {
-	db                  *sql.DB
-	get, reserve, index *sql.Stmt
-	applied             int64 // tail as last committed
-	nextSeq             int64 // of the next reservation
-	// entryAt reads an entry of the log.
-	entryAt func(index int64) (*entry.Entry, error)
-}
-
-// openSQLite opens one of our databases: one connection, write-ahead log. Its
-// keys are hashes, so every row touches another page: pages are small, and the
-// log is folded into the file seldom.
-func openSQLite(path, synchronous string) (*sql.DB, error) {
-	name := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
-	db, err := sql.Open("sqlite", name+"?_txlock=immediate&_pragma=busy_timeout(5000)&_pragma=page_size(1024)&_pragma=cache_size(-32768)"+
-		"&_pragma=wal_autocheckpoint(32768)&_pragma=journal_mode(WAL)&_pragma=synchronous("+synchronous+")")
-	if err != nil {
-		return nil, err
-	}
-	db.SetMaxOpenConns(1)
-	return db, nil
-}
-
-// openVersioned opens the database at path if it has the schema's version, and
-// else makes it anew, empty: what is in it follows from the log.
-func openVersioned(path, synchronous, schema string, version int) (*sql.DB, error) {
-	db, err := openSQLite(path, synchronous)
-	if err != nil {
-		return nil, err
-	}
-	var have int
-	err = db.QueryRow("PRAGMA user_version").Scan(&have)
-	if err == nil && have == version {
-		return db, nil
-	}
-	if err != nil && !isDamaged(err) {
-		return nil, errors.Join(withoutPath(err), db.Close())
-	}
-	if err := errors.Join(db.Close(), os.RemoveAll(path), os.RemoveAll(path+"-wal"), os.RemoveAll(path+"-shm")); err != nil {
-		return nil, err
-	}
-	if db, err = openSQLite(path, synchronous); err != nil {
-		return nil, err
-	}
-	if _, err := db.Exec(fmt.Sprintf("BEGIN; %s; PRAGMA user_version = %d; COMMIT;", schema, version)); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	return db, nil
-}
-
-// isDamaged tells a file that is no database, or a broken one, from a database
-// that cannot be read at the moment.
-func isDamaged(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_NOTADB || e.Code()&0xff == sqlite3.SQLITE_CORRUPT)
-}
-
-func openSlots(path string) (*slots, error) {
-	db, err := openVersioned(path, "FULL", slotsSchema, slotsVersion)
-	if err != nil {
-		return nil, fmt.Errorf("uniqueness database: %w: it follows from the log; if it is damaged, stop the server, delete slots.db and start again", err)
-	}
-	s := &slots{db: db}
-	for _, p := range []struct {
-		into **sql.Stmt
-		sql  string
-	}{
-		{&s.get, "SELECT digest, idx, removed FROM slots WHERE key = ?"},
-		{&s.reserve, "INSERT INTO reserved (seq, key, digest) VALUES (?, ?, ?)"},
-		{&s.index, "INSERT INTO slots (key, digest, idx) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET digest = excluded.digest, idx = excluded.idx, removed = 0 WHERE slots.digest <> excluded.digest"},
-	} {
-		if *p.into, err = db.Prepare(p.sql); err != nil {
-			return nil, errors.Join(fmt.Errorf("uniqueness database: %w: it follows from the log; if it is damaged, stop the server, delete slots.db and start again", err), db.Close())
-		}
-	}
-	if err := db.QueryRow("SELECT size, (SELECT coalesce(max(seq), 0) + 1 FROM reserved) FROM tail").Scan(&s.applied, &s.nextSeq); err != nil {
-		return nil, errors.Join(fmt.Errorf("uniqueness database: %w: it follows from the log; if it is damaged, stop the server, delete slots.db and start again", err), db.Close())
-	}
-	return s, nil
-}
-
-func (s *slots) close() error { return s.db.Close() }
 
 // slotKey is the key an entry is unique under, and what must be equal for a
 // second submission to be the same one: the digests of an upload or a conflict;
@@ -198,82 +78,184 @@ func sameDigest(a, b []byte) (same, comparable bool) {
 	return same && comparable, comparable
 }
 
-// slotRows are the rows that decide on entries, within one transaction on
-// slots.db or on a shared log's database. The rules below know no other.
-type slotRows interface {
+// slotView is the rows that decide on entries, of the index or of a shared log's
+// database. The rules below know no other.
+type slotView interface {
 	row(key [32]byte) (*slotRow, error) // nil: nothing holds it
 	// overwrite is what the registry's logged policy says; "" if there is none.
 	overwrite(registry, ecosystem string) (string, error)
+	// has reports whether an entry of this kind about it is logged.
+	has(m mark) (bool, error)
+}
 
+// slotRows can also be changed by an entry that is applied.
+type slotRows interface {
+	slotView
 	// pin gives key to an entry, unless one with the same digest has it.
 	pin(key [32]byte, digest []byte, index int64) error
 	free(key [32]byte) error
 	setRemoved(key [32]byte) error
 	setOverwrite(registry, ecosystem, overwrite string) error
+	set(m mark, index int64) error
 }
 
-// slotTx implements slotRows on slots.db.
-type slotTx struct {
-	*slots
-	tx *sql.Tx
+// mark is something that entries of the log have said, by either claim: uploads
+// of a project (version empty) or of a release, or a baseline of an ecosystem
+// (project empty too).
+type mark struct{ registry, ecosystem, project, version string }
+
+// key is where a mark stands among the keys of slots, where marks are kept there.
+func (m mark) key() [32]byte {
+	return sha256.Sum256([]byte("mark\x00" + m.registry + "\x00" + m.ecosystem + "\x00" + m.project + "\x00" + m.version))
 }
 
-func (s slotTx) row(key [32]byte) (*slotRow, error) { return s.slots.row(s.tx, key) }
-
-func (s slotTx) overwrite(registry, ecosystem string) (overwrite string, err error) {
-	err = s.tx.QueryRow("SELECT overwrite FROM policies WHERE registry = ? AND ecosystem = ?", registry, ecosystem).Scan(&overwrite)
-	if errors.Is(err, sql.ErrNoRows) {
-		return "", nil
+// keysFor are all keys that verdict and applyTo look at or change for e, whose
+// own key is given, marks among them.
+func keysFor(e *entry.Entry, own [32]byte) [][32]byte {
+	keys := [][32]byte{own}
+	if e.File != "" && e.Kind != entry.KindUpload && e.Kind != entry.KindConflict {
+		slot := uploadSlot(e)
+		for _, slot.Claim = range []entry.Claim{e.Claim, otherClaim(e.Claim)} {
+			keys = append(keys, slot.Key())
+		}
 	}
+	if e.Registry != "" && e.Ecosystem != "" {
+		keys = append(keys, mark{registry: e.Registry, ecosystem: e.Ecosystem}.key())
+		if e.Project != "" {
+			keys = append(keys, mark{e.Registry, e.Ecosystem, e.Project, ""}.key())
+			if e.Version != "" {
+				keys = append(keys, mark{e.Registry, e.Ecosystem, e.Project, e.Version}.key())
+			}
+		}
+	}
+	return keys
+}
+
+// indexRows implements slotView on the index, whose keys lead to the entries that
+// changed a row; these say how the row is.
+type indexRows struct{ *index }
+
+// applyingRows implements slotRows while an entry is applied: what it sets is a
+// key that leads to this entry.
+type applyingRows struct {
+	indexRows
+	keys []uint64
+}
+
+func (x indexRows) row(key [32]byte) (r *slotRow, err error) {
+	removed := false
+	err = x.newest(rowKey(key), func(i uint64) (bool, error) {
+		e, err := x.entryAt(int64(i))
+		if err != nil {
+			return false, err
+		}
+		k, digest, err := slotKey(e)
+		switch {
+		case err != nil:
+			return false, err
+		case k == key:
+			r = &slotRow{digest, i, removed}
+			return false, nil
+		case e.Kind == entry.KindReject && uploadSlot(e).Key() == key:
+			return false, nil
+		case e.Kind == entry.KindRemove && e.File != "" && uploadSlot(e).Key() == key:
+			removed = true
+		}
+		return true, nil // or another key that begins alike
+	})
+	return r, err
+}
+
+func policyKey(registry, ecosystem string) [32]byte {
+	return sha256.Sum256([]byte("policy\x00" + registry + "\x00" + ecosystem))
+}
+
+func baselineKey(registry, ecosystem string) [32]byte {
+	return sha256.Sum256([]byte("baseline\x00" + registry + "\x00" + ecosystem))
+}
+
+func (x indexRows) overwrite(registry, ecosystem string) (overwrite string, err error) {
+	err = x.newest(rowKey(policyKey(registry, ecosystem)), func(i uint64) (bool, error) {
+		e, err := x.entryAt(int64(i))
+		if err == nil && e.Kind == entry.KindRegistryPolicy && e.Registry == registry && e.Ecosystem == ecosystem {
+			overwrite = e.Overwrite
+			return false, nil
+		}
+		return true, err
+	})
 	return overwrite, err
 }
 
-func (s slotTx) pin(key [32]byte, digest []byte, index int64) error {
-	_, err := s.tx.Stmt(s.index).Exec(key[:], digest, index)
-	return err
-}
-
-func (s slotTx) free(key [32]byte) error {
-	_, err := s.tx.Exec("DELETE FROM slots WHERE key = ?", key[:])
-	return err
-}
-
-func (s slotTx) setRemoved(key [32]byte) error {
-	_, err := s.tx.Exec("UPDATE slots SET removed = 1 WHERE key = ?", key[:])
-	return err
-}
-
-func (s slotTx) setOverwrite(registry, ecosystem, overwrite string) error {
-	_, err := s.tx.Exec("INSERT INTO policies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET overwrite = excluded.overwrite", registry, ecosystem, overwrite)
-	return err
-}
-
-func (s *slots) row(tx *sql.Tx, key [32]byte) (*slotRow, error) {
-	var r slotRow
-	err := tx.Stmt(s.get).QueryRow(key[:]).Scan(&r.digest, &r.index, &r.removed)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
+func (x indexRows) has(m mark) (has bool, err error) {
+	var key uint64
+	kind := entry.KindUpload
+	switch {
+	case m.project == "":
+		key, kind = rowKey(baselineKey(m.registry, m.ecosystem)), entry.KindBaseline
+	case m.version == "":
+		key = hashKey("uploads", m.registry, m.ecosystem, m.project)
+	default:
+		key = hashKey("release", m.registry, m.ecosystem, m.project, m.version)
 	}
-	return &r, err
+	err = x.newest(key, func(i uint64) (bool, error) {
+		e, err := x.entryAt(int64(i))
+		if err != nil {
+			return false, err
+		}
+		has = e.Kind == kind && e.Registry == m.registry && e.Ecosystem == m.ecosystem && e.Project == m.project && (m.version == "" || e.Version == m.version)
+		return !has, nil
+	})
+	return has, err
 }
 
-// admit decides on one entry whose key is not in flight: reserve its slot (new
-// is true), name the index it already has, or refuse it. tail is how much of
-// the log tx has applied.
-func (s *slots) admit(tx *sql.Tx, tail int64, e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
-	index, isNew, err = verdict(slotTx{s, tx}, tail, s.entryAt, e, key, digest)
-	if !isNew {
-		return index, false, err
+func (x *applyingRows) pin(key [32]byte, digest []byte, _ int64) error {
+	r, err := x.row(key)
+	if err == nil && (r == nil || !bytes.Equal(r.digest, digest)) {
+		x.keys = append(x.keys, rowKey(key))
 	}
-	_, err = tx.Stmt(s.reserve).Exec(s.nextSeq, key[:], digest)
-	s.nextSeq++
-	return 0, err == nil, err
+	return err
+}
+
+func (x *applyingRows) free(key [32]byte) error {
+	x.keys = append(x.keys, rowKey(key))
+	return nil
+}
+
+func (x *applyingRows) setRemoved(key [32]byte) error {
+	r, err := x.row(key)
+	if err == nil && r != nil && !r.removed {
+		x.keys = append(x.keys, rowKey(key))
+	}
+	return err
+}
+
+func (x *applyingRows) setOverwrite(registry, ecosystem, _ string) error {
+	x.keys = append(x.keys, rowKey(policyKey(registry, ecosystem)))
+	return nil
+}
+
+func (x *applyingRows) set(m mark, _ int64) error {
+	if m.project == "" { // uploads are found by the keys of lookups
+		x.keys = append(x.keys, rowKey(baselineKey(m.registry, m.ecosystem)))
+	}
+	return nil
+}
+
+// apply records that e stands at index, the next one. finds are the keys that
+// lookups find it by. An error leaves the index as it was.
+func (x indexRows) apply(index uint64, e *entry.Entry, finds []uint64) error {
+	rows := applyingRows{x, finds}
+	if err := applyTo(&rows, int64(index), e); err != nil {
+		return err
+	}
+	x.append(rows.keys)
+	return nil
 }
 
 // verdict is the rule of admission: an entry whose key is not in flight may be
 // logged (isNew), has the index it is logged at, or is refused. tail is how much
 // of the log rows have applied; entryAt reads an entry of it.
-func verdict(rows slotRows, tail int64, entryAt func(int64) (*entry.Entry, error), e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
+func verdict(rows slotView, tail int64, entryAt func(int64) (*entry.Entry, error), e *entry.Entry, key [32]byte, digest []byte) (index uint64, isNew bool, err error) {
 	r, err := rows.row(key)
 	if err != nil {
 		return 0, false, err
@@ -323,7 +305,7 @@ func otherEntry(e *entry.Entry, first uint64) *ConflictError {
 
 // mayOverwrite says whether the registry's logged policy lets e take over a
 // slot that another digest holds.
-func mayOverwrite(rows slotRows, e *entry.Entry, r *slotRow) (bool, error) {
+func mayOverwrite(rows slotView, e *entry.Entry, r *slotRow) (bool, error) {
 	if e.Claim != entry.ClaimIndex {
 		return false, nil
 	}
@@ -342,7 +324,7 @@ func mayOverwrite(rows slotRows, e *entry.Entry, r *slotRow) (bool, error) {
 }
 
 // precondition checks what a status or control entry needs of the log.
-func precondition(rows slotRows, tail int64, entryAt func(int64) (*entry.Entry, error), e *entry.Entry) error {
+func precondition(rows slotView, tail int64, entryAt func(int64) (*entry.Entry, error), e *entry.Entry) error {
 	switch e.Kind {
 	case entry.KindReject:
 		slot, _ := e.Slot()
@@ -371,13 +353,78 @@ func precondition(rows slotRows, tail int64, entryAt func(int64) (*entry.Entry, 
 		if disputed.Registry != e.Registry {
 			return &PreconditionError{"index", fmt.Sprintf("entry %d is not about %s", *e.Index, e.Registry)}
 		}
+	case entry.KindYank, entry.KindUnyank, entry.KindQuarantine, entry.KindUnquarantine, entry.KindDeprecate, entry.KindUndeprecate,
+		entry.KindArchive, entry.KindUnarchive, entry.KindRemove, entry.KindDistTag:
+		return named(rows, entryAt, e)
 	}
 	return nil
 }
 
-// apply records that e stands at index.
-func (s *slots) apply(tx *sql.Tx, index int64, e *entry.Entry) error {
-	return applyTo(slotTx{s, tx}, index, e)
+// named checks that what a status is about is logged, for this registry and
+// ecosystem, by either claim: a project or release by an upload of it, a file by
+// the upload that holds its slot, with the digest and version that the status
+// names (the status's own claim first, then the other's). Where a baseline is
+// logged there are files from before the log, so that what is not logged may
+// exist all the same; a file that is logged must still be the one named.
+func named(rows slotView, entryAt func(int64) (*entry.Entry, error), e *entry.Entry) error {
+	missing := func(field, what string) error {
+		if old, err := rows.has(mark{registry: e.Registry, ecosystem: e.Ecosystem}); old || err != nil {
+			return err
+		}
+		return &PreconditionError{field, fmt.Sprintf("no upload of this %s is logged, and no baseline that might list it: log one first", what)}
+	}
+	if e.File == "" {
+		field, what := "project", "project"
+		if e.Version != "" {
+			field, what = "version", "release"
+		}
+		if ok, err := rows.has(mark{e.Registry, e.Ecosystem, e.Project, e.Version}); ok || err != nil {
+			return err
+		}
+		return missing(field, what)
+	}
+	slot := uploadSlot(e)
+	var r *slotRow
+	for _, slot.Claim = range []entry.Claim{e.Claim, otherClaim(e.Claim)} {
+		var err error
+		if r, err = rows.row(slot.Key()); err != nil {
+			return err
+		}
+		if r != nil {
+			break
+		}
+	}
+	if r == nil {
+		return missing("file", "file")
+	}
+	digest, err := digestOf(e)
+	if err != nil {
+		return err
+	}
+	same, comparable := sameDigest(r.digest, digest)
+	switch {
+	case !comparable:
+		return otherAlgorithm(r.index)
+	case !same && e.SHA256 == "":
+		return &PreconditionError{"sha512", fmt.Sprintf("index %d logged other bytes for this file: name those", r.index)}
+	case !same:
+		return &PreconditionError{"sha256", fmt.Sprintf("index %d logged other bytes for this file: name those", r.index)}
+	}
+	upload, err := entryAt(int64(r.index))
+	if err != nil {
+		return err
+	}
+	if upload.Version != e.Version {
+		return &PreconditionError{"version", fmt.Sprintf("index %d logged this file with version %q", r.index, upload.Version)}
+	}
+	return nil
+}
+
+func otherClaim(c entry.Claim) entry.Claim {
+	if c == entry.ClaimIndex {
+		return entry.ClaimObserved
+	}
+	return entry.ClaimIndex
 }
 
 // applyTo records in rows that e stands at index. Replaying the log from its
@@ -399,6 +446,12 @@ func applyTo(rows slotRows, index int64, e *entry.Entry) error {
 		}
 	case entry.KindRegistryPolicy:
 		err = rows.setOverwrite(e.Registry, e.Ecosystem, e.Overwrite)
+	case entry.KindBaseline:
+		err = rows.set(mark{registry: e.Registry, ecosystem: e.Ecosystem}, index)
+	case entry.KindUpload:
+		if err = rows.set(mark{e.Registry, e.Ecosystem, e.Project, ""}, index); err == nil && e.Version != "" {
+			err = rows.set(mark{e.Registry, e.Ecosystem, e.Project, e.Version}, index)
+		}
 	}
 	return err
 }
@@ -427,85 +480,4 @@ func ifHeld(rows slotRows, e *entry.Entry, change func(key [32]byte) error) erro
 // uploadSlot is the slot of the file that e is about, under e's own claim.
 func uploadSlot(e *entry.Entry) entry.Slot {
 	return entry.Slot{Registry: e.Registry, Ecosystem: e.Ecosystem, Claim: e.Claim, Project: e.Project, File: e.File}
-}
-
-// catchUp makes the rows those of tree t: it replays the tail that is not yet
-// applied, then frees what was reserved but is not in the log. Nothing may be
-// in flight.
-func (s *slots) catchUp(ctx context.Context, t tree, progress func(done, size int64)) error {
-	if s.applied > t.size {
-		return fmt.Errorf("%w: the uniqueness database knows %d entries, the log has %d: the log went back; restore it, do not delete slots.db",
-			ErrBehind, s.applied, t.size)
-	}
-	// One transaction for some 16 bundles: bounded memory, few commits.
-	const step = 16 * tileWidth
-	for s.applied < t.size {
-		to := min(s.applied+step, t.size)
-		err := s.update(func(tx *sql.Tx) error {
-			upTo := t
-			upTo.size = to
-			err := upTo.each(s.applied, func(index int64, leaf []byte) error {
-				e, err := entry.Parse(leaf)
-				if err != nil {
-					return fmt.Errorf("%w: entry %d: %w", errUnreadable, index, err)
-				}
-				return s.apply(tx, index, e)
-			})
-			if err != nil {
-				return err
-			}
-			return s.setTail(tx, to)
-		})
-		if err != nil {
-			return fmt.Errorf("replaying the log into the uniqueness database: %w", err)
-		}
-		s.applied = to
-		if progress != nil {
-			progress(to, t.size)
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
-	// What is still reserved never reached the log.
-	return s.update(func(tx *sql.Tx) error {
-		_, err := tx.Exec("DELETE FROM reserved")
-		return err
-	})
-}
-
-func (s *slots) setTail(tx *sql.Tx, size int64) error {
-	_, err := tx.Exec("UPDATE tail SET size = ?", size)
-	return err
-}
-
-// markAdded says that what is reserved was handed to the storage engine and
-// that it is not known what became of it.
-func (s *slots) markAdded() error {
-	return s.update(func(tx *sql.Tx) error {
-		_, err := tx.Exec("UPDATE reserved SET added = 1")
-		return err
-	})
-}
-
-// release drops the reservations below seq: what they were for is applied.
-func (s *slots) release(tx *sql.Tx, seq int64) error {
-	_, err := tx.Exec("DELETE FROM reserved WHERE seq < ?", seq)
-	return err
-}
-
-// update runs do in one transaction.
-func (s *slots) update(do func(tx *sql.Tx) error) error {
-	return inTx(s.db, do)
-}
-
-func inTx(db *sql.DB, do func(tx *sql.Tx) error) error {
-	tx, err := db.Begin()
-	if err != nil {
-		return err
-	}
-	if err := do(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
-	}
-	return tx.Commit()
 }

@@ -8,9 +8,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,47 +85,78 @@ func (r *rig) step(l *Log, by Token, e *entry.Entry, want any) {
 
 func conflictWith(n uint64) ConflictError { return ConflictError{FirstIndex: n} }
 
-// rows is all that the uniqueness database says about the log.
-func rows(t testing.TB, dir string) string {
+// postings is all that the index on disk says.
+func postings(t testing.TB, dir string) string {
 	t.Helper()
-	s, err := openSlots(filepath.Join(dir, slotsFile))
+	x, err := openIndex(filepath.Join(dir, indexDir), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
+	defer x.close()
 	var out strings.Builder
-	for _, q := range []string{
-		"SELECT hex(key) || ' ' || hex(digest) || ' ' || idx || ' ' || removed FROM slots ORDER BY key",
-		"SELECT registry || ' ' || coalesce(ecosystem, '') || ' ' || overwrite FROM policies ORDER BY 1",
-		"SELECT 'tail ' || size FROM tail",
-		"SELECT 'reserved ' || hex(key) FROM reserved ORDER BY 1",
-	} {
-		res, err := s.db.Query(q)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for res.Next() {
-			var line string
-			if err := res.Scan(&line); err != nil {
-				t.Fatal(err)
-			}
-			out.WriteString(line + "\n")
-		}
-		res.Close()
+	fmt.Fprintln(&out, "size", x.size())
+	if err := mergePostings(x.runs, 0, func(key, rel uint64) bool {
+		fmt.Fprintf(&out, "%012x %d\n", key, rel)
+		return true
+	}); err != nil {
+		t.Fatal(err)
 	}
 	return out.String()
 }
 
-// replayed checks that the database rebuilt from the tiles has the same rows.
+// rows is what uniqueness goes by, as the index of a closed log has it: as the
+// rows of a shared log's database.
+func rows(t testing.TB, dir string) string {
+	t.Helper()
+	x, err := readIndex(filepath.Join(dir, indexDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.closeRuns()
+	x.tree = func(size int64) tree {
+		return tree{context.Background(), directory(filepath.Join(dir, engineDir)), size, nil}
+	}
+	x.readUpTo(func() (uint64, error) { return x.size(), nil })
+	view := indexRows{x}
+	slots, policies := map[string]bool{}, map[string]bool{}
+	for i := range x.size() {
+		e, err := x.entryAt(int64(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, _, err := slotKey(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := view.row(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r != nil {
+			removed := map[bool]int{true: 1}[r.removed]
+			slots[fmt.Sprintf("%X %X %d %d\n", key, r.digest, r.index, removed)] = true
+		}
+		if e.Kind == entry.KindRegistryPolicy {
+			overwrite, err := view.overwrite(e.Registry, e.Ecosystem)
+			if err != nil {
+				t.Fatal(err)
+			}
+			policies[fmt.Sprintf("%s %s %s\n", e.Registry, e.Ecosystem, overwrite)] = true
+		}
+	}
+	return strings.Join(slices.Sorted(maps.Keys(slots)), "") + strings.Join(slices.Sorted(maps.Keys(policies)), "") + fmt.Sprintf("tail %d\n", x.size())
+}
+
+// replayed checks that the index rebuilt from the tiles is the same.
 func (r *rig) replayed(l *Log) {
 	r.t.Helper()
 	l.Close()
 	r.audited()
-	lived := rows(r.t, r.dir)
-	removeDB(r.t, r.dir, slotsFile)
+	lived := postings(r.t, r.dir)
+	removeIndex(r.t, r.dir, indexDir)
 	r.ready().Close()
-	if again := rows(r.t, r.dir); again != lived {
-		r.t.Errorf("rows lived through:\n%s\nrows replayed:\n%s", lived, again)
+	if again := postings(r.t, r.dir); again != lived {
+		r.t.Errorf("lived through:\n%s\nreplayed:\n%s", lived, again)
 	}
 }
 
@@ -266,7 +301,10 @@ func TestRaceForOneSlot(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, "the conflict entries", func() bool { l.seq.submit(t.Context(), []*submission{nopSubmission(t)}); return l.Published().Size >= 20 })
+	waitFor(t, "the conflict entries", func() bool {
+		l.seq.submit(t.Context(), []*submission{nopSubmission(t)})
+		return l.Published().Size >= 20
+	})
 	l.Close()
 	seen := map[string]int{}
 	size := int64(l.Published().Size)
@@ -324,32 +362,67 @@ func TestConflictEntriesAreBounded(t *testing.T) {
 	}
 }
 
-// TestCrashBetweenReserveAndAdd: the slot is free again after the restart.
-func TestCrashBetweenReserveAndAdd(t *testing.T) {
+// crashed is the log as a crash at the moment of backup would have left it. Its
+// anchor and witnesses are those of later; so it has no witnesses.
+func (r *rig) crashed(backup, anchor string) *rig {
+	r.t.Helper()
+	r.restore(backup)
+	r2 := *r
+	if err := writeDurably(r.anchor, []byte(anchor), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	r2.policy = "quorum none\n"
+	return &r2
+}
+
+// TestCrashBeforeAdd: what was decided and not handed over is forgotten, and its
+// slot is free again.
+func TestCrashBeforeAdd(t *testing.T) {
 	r := newRig(t, 1, 1)
 	l := r.ready()
 	r.must(l, nth(0))
 	backup := filepath.Join(t.TempDir(), "log")
 	var once sync.Once
-	embedded(l).testReserved = func() { once.Do(func() { copyDir(t, r.dir, backup) }) } // what a crash here leaves
+	l.seq.(*sequencer).testDecided = func() { once.Do(func() { copyDir(t, r.dir, backup) }) }
 	anchor := readFile(t, r.anchor)
 	r.must(l, upload("demo", "demo-1.0.tar.gz", "lost"))
 	l.Close()
-	if !strings.Contains(rows(t, backup), "reserved ") {
-		t.Fatal("nothing was reserved durably before it was handed over")
-	}
-	r.restore(backup)
-	// A crash would have left the anchor and the witnesses there too.
-	r2 := *r
-	if err := writeDurably(r.anchor, []byte(anchor), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r2.policy = "quorum none\n"
+	r2 := r.crashed(backup, anchor)
 	l = r2.ready()
 	ack, err := r2.submit(l, upload("demo", "demo-1.0.tar.gz", "other bytes"))
 	if err != nil || ack.Index != 1 {
 		t.Errorf("the slot was not freed: %v, %v", ack, err)
 	}
+	r2.replayed(l)
+}
+
+// TestCrashAfterAdd: what the storage engine has taken, and nobody was told, is
+// found again: its slot is taken, and the same submission gets its index.
+func TestCrashAfterAdd(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, nth(0))
+	backup := filepath.Join(t.TempDir(), "log")
+	var once sync.Once
+	seq := l.seq.(*sequencer)
+	who := seq.indexed
+	seq.indexed = func(subs []*submission) {
+		who(subs)
+		if len(subs) != 1 || subs[0].by != r.token.ID || subs[0].index != 1 {
+			t.Errorf("the hook was called with %+v", subs[0])
+		}
+		if subs[0].decided {
+			t.Error("the hook was called after the submitter was told")
+		}
+		once.Do(func() { copyDir(t, r.dir, backup) })
+	}
+	anchor := readFile(t, r.anchor)
+	r.must(l, upload("demo", "demo-1.0.tar.gz", "taken"))
+	l.Close()
+	r2 := r.crashed(backup, anchor)
+	l = r2.ready()
+	r2.step(l, r2.token, upload("demo", "demo-1.0.tar.gz", "other bytes"), conflictWith(1))
+	r2.step(l, r2.token, upload("demo", "demo-1.0.tar.gz", "taken"), 1)
 	r2.replayed(l)
 }
 
@@ -422,25 +495,37 @@ func TestFailedWritesAreRecovered(t *testing.T) {
 	r.replayed(l)
 }
 
-// TestFailingDatabase: the uniqueness database cannot be written for a while.
-func TestFailingDatabase(t *testing.T) {
+// TestFailingIndex: the index cannot be written for a while. Entries are taken
+// until so much waits that memory would not be bounded.
+func TestFailingIndex(t *testing.T) {
 	r := newRig(t, 1, 1)
 	l := r.ready()
-	r.must(l, nth(0))
-	if _, err := l.slots.db.Exec("PRAGMA query_only = 1"); err != nil {
-		t.Fatal(err)
+	var broken atomic.Bool
+	broken.Store(true)
+	l.lookup.flush = 2
+	l.lookup.testWrite = func() error {
+		if broken.Load() {
+			return errors.New("disk full")
+		}
+		return nil
 	}
-	for n := range 3 {
-		if _, err := r.submit(l, nth(1+n)); !errors.Is(err, ErrStorage) {
-			t.Fatalf("submission without a database: %v", err)
+	logged := 0
+	for n := range 40 {
+		if _, err := r.submit(l, nth(n)); err == nil {
+			logged++
+		} else if !errors.Is(err, ErrStorage) {
+			t.Fatal(err)
 		}
 	}
-	if _, err := l.slots.db.Exec("PRAGMA query_only = 0"); err != nil {
-		t.Fatal(err)
+	if logged < frozenMax*2 || logged > frozenMax*2+4 {
+		t.Errorf("%d entries were taken while the index could not be written", logged)
 	}
-	waitFor(t, "writes again", func() bool { _, err := r.submit(l, nth(1)); return err == nil })
-	if ack := r.must(l, nth(1)); ack.Index != 1 {
-		t.Errorf("index %d", ack.Index)
+	broken.Store(false)
+	waitFor(t, "writes again", func() bool { _, err := r.submit(l, nth(39)); return err == nil })
+	for n := range 40 {
+		if ack := r.must(l, nth(n)); n < logged && ack.Index != uint64(n) {
+			t.Errorf("entry %d moved to index %d", n, ack.Index)
+		}
 	}
 	r.replayed(l)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
+	"github.com/transparency-dev/tessera"
 	"golang.org/x/time/rate"
 )
 
@@ -51,15 +52,18 @@ type outcome struct {
 
 // submission is one entry on its way into the log.
 type submission struct {
-	entry  *entry.Entry
-	by     string // ID of the credential; "" for the log's own
-	leaf   []byte
-	key    [32]byte
-	digest []byte
-	credit conflictCredit // who pays if this becomes a conflict entry; nil for the log's own
-	needs  []need
-	seq    int64 // of its reservation; owned by the sequencer's run goroutine, as is ready
-	ready  bool  // its index is known, not yet applied
+	entry   *entry.Entry
+	by      string // ID of the credential; "" for the log's own
+	leaf    []byte
+	tessera *tessera.Entry // of leaf
+	key     [32]byte
+	digest  []byte
+	finds   []uint64       // keys that lookups find it by
+	credit  conflictCredit // who pays if this becomes a conflict entry; nil for the log's own
+	needs   []need
+	// Owned by the sequencer's run goroutine.
+	batch uint64 // number of the batch that it was handed over in
+	after uint64 // if not 0, it is decided when the batches up to this one are applied
 	pending
 }
 
@@ -133,7 +137,9 @@ func (s *submission) encode() (err error) {
 	if s.key, s.digest, err = slotKey(s.entry); err != nil {
 		return err
 	}
-	s.needs = needs(s.entry)
+	s.needs = needs(s.entry, s.key)
+	s.tessera = tessera.NewEntry(s.leaf)
+	s.finds = findKeys(make([]uint64, 0, 8), [32]byte(s.tessera.LeafHash()), s.entry)
 	return nil
 }
 

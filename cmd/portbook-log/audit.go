@@ -218,11 +218,11 @@ func printReport(w io.Writer, r *audit.Report) {
 func rebuildIndexCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild-index --dir DIRECTORY",
-		Short: "Make the uniqueness and lookup indexes anew from the tiles",
-		Long: `rebuild-index makes slots.db and lookup.db anew from the tiles of a log that is
+		Short: "Make the uniqueness and lookup index anew from the tiles",
+		Long: `rebuild-index makes the index directory anew from the tiles of a log that is
 not served meanwhile. First it compares every entry and every tile with the
-public checkpoint: nothing is built from a damaged tree. The old indexes stay
-until the new ones are whole, so it may be interrupted, and run again.
+public checkpoint: nothing is built from a damaged tree. The old index stays
+until the new one is whole, so it may be interrupted, and run again.
 
 With --check it changes nothing and prints what the uniqueness index holds, in
 one line: entries, rows, and SHA-256 over the rows in order of their keys (32
