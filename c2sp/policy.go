@@ -55,6 +55,21 @@ type PolicyGroup struct {
 	Members []string
 }
 
+// Retired reports whether the policy names the log origin and all its keys there
+// are retired: it has no news any more.
+func (p *Policy) Retired(origin string) bool {
+	retired := false
+	for _, l := range p.Logs {
+		if l.Key.Name() == origin {
+			if !l.Retired {
+				return false
+			}
+			retired = true
+		}
+	}
+	return retired
+}
+
 // ParsePolicy reads a policy file. The error is a [*PolicyError].
 //
 // Besides the syntax it refuses: a local name or a raw key defined twice (even

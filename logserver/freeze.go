@@ -158,6 +158,20 @@ func Ended(dir string) (p Published, next *entry.Entry, err error) {
 	return p, next, err
 }
 
+// Served reports whether a server has the log in dir now.
+func Served(dir string) (bool, error) {
+	lock, err := lockFile(filepath.Join(dir, lockFileName))
+	var locked *LockedError
+	if errors.As(err, &locked) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	lock.release()
+	return false, nil
+}
+
 // lastLeaf returns the successor leaf that the tree ends with; nil if it does not.
 func lastLeaf(t tree) (*entry.Entry, error) {
 	if t.size == 0 {

@@ -96,6 +96,8 @@ func OriginOf(p *c2sp.Policy, origin string) (string, error) {
 		switch {
 		case origin == name:
 			return origin, nil
+		case p.Retired(name):
+			continue // it has no news any more
 		case origin == "" && found != "" && found != name:
 			return "", fmt.Errorf("the policy names several logs (%s, %s): say which one to watch", found, name)
 		}

@@ -46,6 +46,7 @@ one; the anchor is in the database, and --anchor is not given.
 	origin := cmd.Flags().String("origin", "", "`ORIGIN` of the log, a URL without the scheme: log.example.org/pypi")
 	anchor := cmd.Flags().String("anchor", "", "`FILE` on another file system, in which the log remembers what it signed")
 	refs := cmd.Flags().StringArray("key", nil, "existing `KEY` for the log (portbook-log key generate), once for each that is to sign; default: a new one in log.key")
+	successorOf := cmd.Flags().String("successor-of", "", "`ORIGIN` of the log that this one takes over from: it takes nothing before portbook-log successor or recover-identity has written its first entry")
 	secrets := secretFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
 	shared := sharedFlagsOf(cmd)
@@ -64,6 +65,12 @@ one; the anchor is in the database, and --anchor is not given.
 		}
 		if isShared && *anchor != "" {
 			return cli.Usagef("--anchor: the anchor of a shared log is in its database")
+		}
+		if *successorOf == *origin {
+			return cli.Usagef("--successor-of %s: a log cannot take over from itself", *origin)
+		}
+		if isShared && *successorOf != "" {
+			return cli.Usagef("--successor-of: a shared log cannot take over from another one; make a log in a directory, and migrate it when it has its first entry")
 		}
 		var key *c2sp.Key
 		if isShared && len(*refs) == 0 {
@@ -112,6 +119,11 @@ one; the anchor is in the database, and --anchor is not given.
 		}
 		if isShared {
 			return shared.made(cmd, key, *asJSON)
+		}
+		if *successorOf != "" {
+			if err := logserver.AwaitPredecessor(*dir, *successorOf); err != nil {
+				return err
+			}
 		}
 		if beside, err := logserver.AnchorIsBeside(*dir, *anchor); err == nil && beside {
 			fmt.Fprintf(cmd.ErrOrStderr(), "portbook-log: warning: the anchor is on the log's own file system, where a restored backup brings both back: serve will ask for --anchor-beside\n")

@@ -34,6 +34,7 @@ with --exit-on-guard ends with 3 when the log must sign nothing more.`,
 	root.AddCommand(initCmd(), serveCmd(), tokenCmd(), keyCmd(), inviteCmd())
 	root.AddCommand(auditCmd(), rebuildIndexCmd(), migrateCmd())
 	root.AddCommand(backupCmd(), restoreCmd(), repairCmd())
+	root.AddCommand(freezeCmd(), successorCmd(), recoverCmd())
 	return root
 }
 

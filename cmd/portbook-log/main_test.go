@@ -53,6 +53,9 @@ func scripts() testscript.Params {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"witness":      startWitness,
+			"bring":        bring,
+			"thief":        thief,
 			"admin":        admin,
 			"certificates": certificates,
 			"mtls":         mtls,

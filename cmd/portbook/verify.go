@@ -424,6 +424,12 @@ func (v *verifier) proven(got *client.Verified, proof string) *proven {
 			p.Freshness.Checked = true
 			p.Freshness.AsOf = &f.AsOf
 		}
+		if v.named.Retired(got.Checkpoint.Origin) {
+			// Its owner has put another in its place: nothing new comes from it.
+			p.Freshness.Words = "not judged: your policy has retired this log"
+			p.Freshness.Kind, p.Freshness.Checked, p.Freshness.AsOf = "", false, nil
+			return p
+		}
 		p.Freshness.Warn = f.Kind != client.Fresh && f.Kind != client.NoHistory && f.Kind != client.NoWitness
 	}
 	return p

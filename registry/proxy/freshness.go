@@ -83,7 +83,7 @@ func (p *Proxy) Refresh(ctx context.Context) {
 	done := map[string]bool{}
 	for _, l := range p.cfg.Policy.Logs {
 		name := l.Key.Name()
-		if done[name] {
+		if done[name] || p.cfg.Policy.Retired(name) {
 			continue
 		}
 		done[name] = true
