@@ -153,7 +153,7 @@ func OpenReadOnly(ctx context.Context, cfg ReadOnlyConfig) (*Log, error) {
 func (cfg *ReadOnlyConfig) storage(f *follower) (src tileSource, tokens string, err error) {
 	tokens = cfg.Tokens
 	inDir := func() (Identity, error) {
-		return Identity{}, errors.New("whose log is it? Name the log's key: no log.json is beside these files")
+		return Identity{}, fmt.Errorf("%w: whose log is it? Name the log's key: no log.json is beside these files", ErrNoLog)
 	}
 	switch {
 	case cfg.Files != nil:
@@ -161,7 +161,7 @@ func (cfg *ReadOnlyConfig) storage(f *follower) (src tileSource, tokens string, 
 		f.checkpoint = func(ctx context.Context) ([]byte, error) { return cfg.Files.Get(ctx, checkpointFile) }
 	default:
 		if info, err := os.Stat(cfg.Dir); err != nil || !info.IsDir() {
-			return nil, "", fmt.Errorf("%s is not a directory that is there", cfg.Dir)
+			return nil, "", fmt.Errorf("%w: %s is not a directory that is there", ErrNoLog, cfg.Dir)
 		}
 		src = directory(cfg.Dir)
 		f.checkpoint = func(context.Context) ([]byte, error) { return os.ReadFile(filepath.Join(cfg.Dir, checkpointFile)) }
@@ -225,29 +225,13 @@ func (l *Log) remembered() error {
 	if err != nil {
 		return fmt.Errorf("what was seen before: %w", withoutPath(err))
 	}
-	cp, err := l.ours(raw)
+	cp, err := signedCheckpoint(raw, l.keys)
 	if err != nil {
 		return fmt.Errorf("what was seen before, in %s, is not of this log: %w; if the state directory is of another log, take another", l.cfg.Dir, err)
 	}
 	l.follower.last = Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: true}
 	l.board.set(l.follower.last)
 	return nil
-}
-
-// ours is the checkpoint of a note that this log signed.
-func (l *Log) ours(raw []byte) (c2sp.Checkpoint, error) {
-	note, err := c2sp.ParseNote(raw)
-	if err != nil {
-		return c2sp.Checkpoint{}, err
-	}
-	cp, err := c2sp.ParseCheckpoint(note.Text)
-	if err != nil {
-		return c2sp.Checkpoint{}, err
-	}
-	if cp.Origin != l.keys.origin {
-		return c2sp.Checkpoint{}, fmt.Errorf("it is of another log, %q", cp.Origin)
-	}
-	return cp, l.keys.signed(note)
 }
 
 // look reads the storage's checkpoint, and serves it if it goes on from the last.
@@ -285,7 +269,7 @@ func (f *follower) advance(ctx context.Context, l *Log) error {
 	if bytes.Equal(raw, f.last.Note) {
 		return nil
 	}
-	cp, err := l.ours(raw)
+	cp, err := signedCheckpoint(raw, l.keys)
 	if err != nil {
 		if id, ierr := f.identity(); ierr == nil && id.Origin == l.keys.origin && len(id.Keys) != len(l.keys.keys) {
 			return errors.New("the log's keys have changed: start this server again")

@@ -354,15 +354,13 @@ func (r *rig) addRaw(leaves ...string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	var last tessera.IndexFuture
 	for _, leaf := range leaves {
-		if _, err := e.add(r.t.Context(), tessera.NewEntry([]byte(leaf)))(); err != nil {
-			r.t.Fatal(err)
-		}
+		last = e.add(r.t.Context(), tessera.NewEntry([]byte(leaf)))
 	}
-	waitFor(r.t, "integration", func() bool {
-		_, err := os.Stat(filepath.Join(r.dir, engineDir, "tile"))
-		return err == nil
-	})
+	if _, err := last(); err != nil {
+		r.t.Fatal(err)
+	}
 	if err := e.close(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}

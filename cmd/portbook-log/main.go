@@ -31,7 +31,7 @@ func rootCmd() *cobra.Command {
 Exit codes: 0 done, 1 refused, 2 usage, 3 trouble with storage or network; serve
 with --exit-on-guard ends with 3 when the log must sign nothing more.`,
 	}
-	root.AddCommand(initCmd(), serveCmd(), tokenCmd(), keyCmd(), inviteCmd())
+	root.AddCommand(initCmd(), serveCmd(), exportCmd(), tokenCmd(), keyCmd(), inviteCmd())
 	root.AddCommand(auditCmd(), rebuildIndexCmd(), migrateCmd())
 	root.AddCommand(backupCmd(), restoreCmd(), repairCmd())
 	root.AddCommand(freezeCmd(), successorCmd(), recoverCmd())

@@ -100,3 +100,17 @@ func reallog(ts *testscript.TestScript, _ bool, args []string) {
 func switchWitnesses(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Value(scriptDown{}).(*atomic.Bool).Store(args[0] == "down")
 }
+
+// mirror exports the real log to the directory mirror, and serves it at $MIRROR
+// with nothing but a file server.
+func mirror(ts *testscript.TestScript, _ bool, _ []string) {
+	to := ts.MkAbs("mirror")
+	report, err := logserver.Export(context.Background(), logserver.ExportConfig{Dir: filepath.Join(ts.MkAbs("."), ".reallog", "log"), To: to})
+	ts.Check(err)
+	if report.Proofs == 0 {
+		ts.Fatalf("no proof was exported: %+v", report)
+	}
+	srv := httptest.NewServer(http.FileServer(http.Dir(to)))
+	ts.Defer(srv.Close)
+	ts.Setenv("MIRROR", srv.URL)
+}

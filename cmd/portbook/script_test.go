@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "mkpolicy": mkpolicy, "mkproof": mkproof, "mknote": mknote, "servelog": servelog, "damage": damage,
-			"reallog": reallog, "witnesses": switchWitnesses, "mode": mode, "fill": fill,
+			"reallog": reallog, "mirror": mirror, "witnesses": switchWitnesses, "mode": mode, "fill": fill,
 		},
 	})
 }
