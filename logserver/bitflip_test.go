@@ -58,6 +58,9 @@ func flipClass(path string) (class string, matters bool) {
 }
 
 func TestBitFlips(t *testing.T) {
+	if testing.Short() {
+		*flips = min(*flips, 14)
+	}
 	const n = 300
 	base := newRig(t, 0, 0)
 	l := base.ready()
