@@ -205,6 +205,50 @@ func TestAuditWhileServed(t *testing.T) {
 	r.audited()
 }
 
+// TestStalePartialTileIsNotServed: a killed server leaves partial tiles of batches
+// that were never integrated; others took their place in the log. TestKill makes
+// real ones.
+func TestStalePartialTileIsNotServed(t *testing.T) {
+	r := filled(t, 600)
+	stale := []c2sp.Tile{{Level: 0, Index: 0, Width: 100}, {Level: 0, Index: 2, Width: 20}, {Level: 1, Index: 0, Width: 1}, {Level: -1, Index: 1, Width: 3}, {Level: -1, Index: 2, Width: 87}}
+	whole := map[string]string{}
+	src := directory(filepath.Join(r.dir, engineDir))
+	for _, tile := range stale {
+		now := tile
+		now.Width = tileWidth
+		if tile.Index == 2 {
+			now.Width = 88
+		} else if tile.Level == 1 {
+			now.Width = 2
+		}
+		raw, err := src.read(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if raw, err = cutTile(raw, tile); err != nil {
+			t.Fatal(err)
+		}
+		whole[tile.Path()] = string(raw)
+		path := filepath.Join(r.dir, engineDir, tile.Path())
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(strings.Repeat("x", len(raw))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report := r.audit()
+	if report.Outcome() != audit.AllGood || report.Counts[audit.Leftover] != len(stale) {
+		t.Errorf("the audit says %v %s", report.Counts, findings(report))
+	}
+	l := r.ready()
+	for path, want := range whole {
+		if res := get(r.handler(l), "/"+path); res.Code != 200 || res.Body.String() != want {
+			t.Errorf("%s: %d, the bytes of another batch", path, res.Code)
+		}
+	}
+}
+
 // TestFsckOverlooks: what Tessera's fsck calls a good log and our audit does not.
 func TestFsckOverlooks(t *testing.T) {
 	t.Run("an entry more in a partial bundle", func(t *testing.T) {

@@ -166,6 +166,26 @@ func (s *static) open(ctx context.Context, t c2sp.Tile) (content, error) {
 	return bytesContent(whole, etag), nil
 }
 
+// newest is open for a log of the given size. Of a partial tile that the log
+// has outgrown it gives the beginning of the one that took its place: a killed
+// server may have left a narrower file of a batch that was never integrated.
+func (s *static) newest(ctx context.Context, t c2sp.Tile, size uint64) (content, error) {
+	now := t
+	now.Width = int(min(size>>(max(t.Level, 0)*tileHeight)-t.Index*tileWidth, tileWidth))
+	if now.Width > t.Width {
+		raw, err := readTile(ctx, s.src, now)
+		if err == nil {
+			if raw, err = cutTile(raw, t); err == nil {
+				return bytesContent(raw, strongTag(raw)), nil
+			}
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return content{}, err
+		}
+	}
+	return s.open(ctx, t)
+}
+
 func (s *static) read(ctx context.Context, t c2sp.Tile) (content, error) {
 	raw, err := readTile(ctx, s.src, t)
 	if err != nil {
@@ -287,7 +307,7 @@ func (l *Log) serveTile(w http.ResponseWriter, r *http.Request) {
 		notAcceptable(w)
 		return
 	}
-	c, err := l.static.open(r.Context(), t)
+	c, err := l.static.newest(r.Context(), t, l.Published().Size)
 	if err == nil && zip {
 		c, err = l.static.pack(r.Context(), t, c)
 	}
