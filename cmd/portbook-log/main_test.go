@@ -71,29 +71,17 @@ func scripts() testscript.Params {
 			"request":        request,
 			"up":             func(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/healthz") },
 			"notready":       func(ts *testscript.TestScript, _ bool, _ []string) { awaitStatus(ts, "/readyz", 503) },
-			"vkey": func(ts *testscript.TestScript, _ bool, args []string) { // vkey FILE: of init --json
-				var made struct {
-					VKey string `json:"vkey"`
-				}
-				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &made))
-				ts.Setenv("VKEY", made.VKey)
-				key, err := c2sp.ParseVKey(made.VKey)
-				ts.Check(err)
-				ts.Setenv("ID", fmt.Sprintf("%08x", key.ID()))
-			},
-			"submit":       submitOne,
-			"age-identity": ageIdentity,
-			"dearmor":      dearmor,
+			"vkey":           vkey,
+			"submit":         submitOne,
+			"age-identity":   ageIdentity,
+			"dearmor":        dearmor,
 			"chmod-private": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-private FILE
 				ts.Check(os.Chmod(ts.MkAbs(args[0]), 0o600))
 			},
 			"chmod-file": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-file FILE: for all to read
 				ts.Check(os.Chmod(ts.MkAbs(args[0]), 0o644))
 			},
-			"write": func(ts *testscript.TestScript, _ bool, args []string) { // write FILE LINE...
-				text := os.Expand(strings.Join(args[1:], "\n"), ts.Getenv) + "\n"
-				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
-			},
+			"write": write,
 			"spoil": func(ts *testscript.TestScript, _ bool, args []string) { // spoil FILE: one bit
 				raw := []byte(ts.ReadFile(args[0]))
 				raw[len(raw)/2] ^= 1
@@ -101,6 +89,24 @@ func scripts() testscript.Params {
 			},
 		},
 	}
+}
+
+// vkey FILE: of init, key generate or key show, as JSON; sets $VKEY and $ID.
+func vkey(ts *testscript.TestScript, _ bool, args []string) {
+	var made struct {
+		VKey string `json:"vkey"`
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &made))
+	ts.Setenv("VKEY", made.VKey)
+	key, err := c2sp.ParseVKey(made.VKey)
+	ts.Check(err)
+	ts.Setenv("ID", fmt.Sprintf("%08x", key.ID()))
+}
+
+// write FILE LINE...
+func write(ts *testscript.TestScript, _ bool, args []string) {
+	text := os.Expand(strings.Join(args[1:], "\n"), ts.Getenv) + "\n"
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
 }
 
 // code WANT PROGRAM ARGS... checks the exit code.
