@@ -185,6 +185,7 @@ type Log struct {
 	Target string // of gRPC, for submit.Dial
 	world  *World
 	dir    string
+	key    *c2sp.Signer // nil: the world's
 	log    *logserver.Log
 	stop   context.CancelFunc
 	done   chan error
@@ -202,6 +203,9 @@ func (l *Log) Start(ctx context.Context) error {
 	}
 	cfg := logserver.Config{
 		Dir: l.dir, Signer: l.world.LogKey, Policy: l.world.ParsedPolicy(), Logger: l.world.opts.Logger, AnchorBeside: true,
+	}
+	if l.key != nil {
+		cfg.Signer, cfg.Policy.Logs = l.key, nil
 	}
 	if l.world.opts.Change != nil {
 		l.world.opts.Change(&cfg)
