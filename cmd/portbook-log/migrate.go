@@ -29,12 +29,14 @@ must be the engine's, at the size of the published checkpoint the signed one,
 and in the end the target's own. Nothing is written to the source.
 
   portbook-log migrate --from posix --dir DIRECTORY --to trillian \
-      --trillian 127.0.0.1:8090 --tiles s3://bucket/log
+      --trillian 127.0.0.1:8090 --tiles s3://bucket/log --postgres DATABASE
   portbook-log migrate --from trillian --trillian 127.0.0.1:8090 --tree ID \
       --tiles s3://bucket/log --vkey KEY --to posix --dir NEW --anchor FILE
 
 To trillian it makes a tree, fills it as a PREORDERED_LOG and turns it into a
-LOG; Trillian's signer must run. The log's server must be stopped.
+LOG; Trillian's signer must run. The log's server must be stopped. With --postgres
+it makes the database too that the log's servers share (serve --storage trillian);
+credentials are made anew there.
 
 From trillian the tree must be FROZEN and integrated to its end. The new
 directory gets an identity and an anchor; put the key and the credentials
@@ -50,6 +52,7 @@ target that holds something else than the beginning of the log is refused.`,
 	dir := dirFlag(cmd)
 	t := addTrillianFlags(cmd)
 	vkeys := f.StringArray("vkey", nil, "verifier `KEY` of the log, with --from trillian; the Ed25519 one first, may be given again")
+	postgres := f.String("postgres", "", "`DATABASE` to be made for the log's servers, with --to trillian, not Trillian's own: "+postgresHelp)
 	anchor := f.String("anchor", "", "`FILE` of the new anchor, with --to posix: on another file system than the directory")
 	asJSON := f.Bool("json", false, "print one JSON object instead of text")
 	quiet := f.Bool("quiet", false, "no progress on standard error")
@@ -63,6 +66,9 @@ target that holds something else than the beginning of the log is refused.`,
 				return cli.Usagef("--anchor and --vkey belong to --from trillian --to posix")
 			}
 		case "trillian posix":
+			if *postgres != "" {
+				return cli.Usagef("--postgres belongs to --to trillian")
+			}
 			if t.tree == 0 || *anchor == "" || len(*vkeys) == 0 {
 				return cli.Usagef("--from trillian needs --tree and --vkey, --to posix needs --anchor")
 			}
@@ -92,7 +98,7 @@ target that holds something else than the beginning of the log is refused.`,
 		defer conn.Close()
 		done := moved{Tree: t.tree}
 		if *to == "trillian" {
-			err = toTrillian(cmd.Context(), *dir, cfg, progress, &done)
+			err = toTrillian(cmd.Context(), *dir, *postgres, cfg, progress, &done)
 		} else {
 			err = toPOSIX(cmd.Context(), *dir, *anchor, cfg, keys, progress, &done)
 		}
@@ -126,15 +132,22 @@ func (m *moved) of(s *migrate.Source) {
 	m.Origin, m.Size, m.Root = s.Identity.Origin, s.Size, hex.EncodeToString(s.Root[:])
 }
 
-func toTrillian(ctx context.Context, dir string, cfg trillian.Config, progress migrate.Progress, done *moved) error {
+func toTrillian(ctx context.Context, dir, postgres string, cfg trillian.Config, progress migrate.Progress, done *moved) error {
 	s, err := migrate.FromDir(dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	done.of(s)
-	done.Tree, err = migrate.ToTrillian(ctx, s, cfg, progress)
-	return err
+	if done.Tree, err = migrate.ToTrillian(ctx, s, cfg, progress); err != nil || postgres == "" {
+		return err
+	}
+	cfg.TreeID = done.Tree
+	d, err := trillian.New(cfg)
+	if err != nil {
+		return err
+	}
+	return migrate.ToDatabase(ctx, s, postgres, trillian.NewEngine(d, nil), progress)
 }
 
 func toPOSIX(ctx context.Context, dir, anchor string, cfg trillian.Config, keys []*c2sp.Key, progress migrate.Progress, done *moved) error {

@@ -311,6 +311,24 @@ func ToTrillian(ctx context.Context, s *Source, cfg trillian.Config, progress Pr
 	return made, err
 }
 
+// ToDatabase makes the database of a shared log of what ToTrillian has moved.
+func ToDatabase(ctx context.Context, s *Source, dsn string, engine logserver.SharedEngine, progress Progress) error {
+	log := logserver.Adopted{Identity: s.Identity, Size: s.Size, Root: s.Root, Published: s.Published}
+	err := logserver.AdoptShared(ctx, dsn, engine, log, func(ctx context.Context, from uint64, do func([]byte) error) error {
+		n := from
+		return s.Leaves(ctx, from, func(leaf []byte) error {
+			if n++; n%1024 == 0 {
+				progress("deciding slots", n, s.Size)
+			}
+			return do(leaf)
+		})
+	})
+	if errors.Is(err, logserver.ErrTaken) {
+		return refused("%w", err)
+	}
+	return err
+}
+
 // workers is how many entry bundles are copied at once.
 const workers = 4
 
