@@ -187,15 +187,17 @@ func TestAuditWhileServed(t *testing.T) {
 		}
 	}()
 	audits := 0
-	for running := true; running || audits < 3; audits++ {
+	for running := true; running || audits < 3; {
 		select {
 		case <-done:
 			running = false
 		default:
 		}
 		if l.Published().Note == nil {
+			time.Sleep(time.Millisecond)
 			continue
 		}
+		audits++
 		if report := r.audit(); report.Outcome() != audit.AllGood {
 			t.Fatalf("audit %d:\n%s", audits, findings(report))
 		}
