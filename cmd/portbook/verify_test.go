@@ -45,7 +45,7 @@ func TestVerifyWarnsOfAnOldMemory(t *testing.T) {
 		{2 * 365 * 24 * time.Hour, "stale", true},
 		{-time.Hour, "is the clock right?", true},
 	} {
-		v := verifier{policy: p, registry: "pypi.example", ecosystem: "pypi", state: state, now: func() time.Time { return start.Add(tc.after) }}
+		v := verifier{policy: p, named: p, registry: "pypi.example", ecosystem: "pypi", state: state, now: func() time.Time { return start.Add(tc.after) }}
 		r := v.verify(t.Context(), u.path, "")
 		var out bytes.Buffer
 		r.print(&out)
