@@ -87,7 +87,11 @@ func TestKills(t *testing.T) {
 				})
 			}
 			victims := []*trilliantest.Process{db.Server(), tr.Servers[0], tr.Signer}
-			for round := range 4 {
+			rounds := 2
+			if *long {
+				rounds = 8
+			}
+			for round := range rounds {
 				for _, p := range append(victims, nil) {
 					time.Sleep(rand.N(100 * time.Millisecond))
 					if p == nil {
@@ -136,7 +140,7 @@ func TestKills(t *testing.T) {
 				t.Errorf("%d entries are logged, %d were queued", len(rec.ids), len(all))
 			}
 			rec.check(t, d, len(all))
-			t.Logf("%d entries, %d kills", len(all), 4*len(victims))
+			t.Logf("%d entries, %d kills", len(all), rounds*len(victims))
 		})
 	}
 }
