@@ -85,7 +85,7 @@ func Backup(ctx context.Context, dir, to string, progress Progress) (Outcome, er
 	if err != nil {
 		return Outcome{}, fmt.Errorf("the backup is not complete; what it had is kept: %w", err)
 	}
-	for _, name := range []string{identityFile, TokensFile} {
+	for _, name := range []string{identityFile, TokensFile, AttributionFile} {
 		content, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -173,12 +173,14 @@ func Restore(ctx context.Context, from, to, newAnchor string, progress Progress)
 	if err := writeEngineState(engine, cp.Size, cp.Root); err != nil {
 		return Outcome{}, err
 	}
-	if tokens, err := src.read(ctx, TokensFile, 64<<20); err == nil {
-		if err := writeDurably(filepath.Join(to, TokensFile), tokens, 0o600); err != nil {
+	for _, name := range []string{TokensFile, AttributionFile} {
+		content, err := os.ReadFile(filepath.Join(from, name))
+		if err == nil {
+			err = writeDurably(filepath.Join(to, name), content, 0o600)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Outcome{}, err
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return Outcome{}, err
 	}
 	if err := writeDurably(filepath.Join(to, checkpointFile), raw, 0o644); err != nil {
 		return Outcome{}, err

@@ -341,6 +341,17 @@ func TestBackup(t *testing.T) {
 		if _, err := Restore(t.Context(), to, filepath.Join(old, "log"), "", nil); err != nil {
 			t.Fatal(err)
 		}
+		who, err := ReadAttribution(filepath.Join(old, "log")) // comes back with the log
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n uint64
+		for _, run := range who.By(r.token.ID) {
+			n += run.Count
+		}
+		if n != 1300 {
+			t.Errorf("the restored record says who logged %d entries, want 1300", n)
+		}
 		l := (&r).ready()
 		r.must(&*l, nth(5000))
 		l.Close()
