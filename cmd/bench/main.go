@@ -46,9 +46,15 @@ type bench struct {
 }
 
 var benches = []bench{
-	{"submit-bulk", "durable bulk submission by SubmitStream, entries/s, against raw Tessera POSIX with the same batching and bytes", submitBulk},
-	{"submit-latency-1", "Submit to cosigned proof, 3 local witnesses, 1 uploader: p99", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 1) }},
-	{"submit-latency-16", "the same with 16 uploaders", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 16) }},
+	{"submit-bulk", "durable bulk submission by SubmitStream (receipts), with token and uniqueness, entries/s, against raw Tessera POSIX with the same batching and bytes", submitBulk},
+	{"submit-bulk-vs-trillian", "one entry a call, 64 writers, gRPC (receipts), entries/s, against Trillian QueueLeaf on PostgreSQL, the same", submitVsTrillian},
+	{"submit-latency-16", "Submit to cosigned proof, 3 local witnesses, 16 uploaders: p99", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 16) }},
+	{"submit-bulk-at-1m", "rate of submit-bulk in a log of 10^6 entries, against an empty one", submitAtMillion},
+	{"rss-at-1m", "resident memory of portbook-log, a process of its own, at 10^6 entries under load", rssAtMillion},
+	{"tile-get", "GETs/s of tiles and entry bundles, against net/http's file server on the same files", tileGet},
+	{"disk-per-entry", "bytes on disk an entry, after garbage collection, over the entry's bytes", diskPerEntry},
+	{"submit-bulk-cosigned", "submit-bulk until each entry has its cosigned proof", submitBulkCosigned},
+	{"submit-latency-1", "as submit-latency-16 with 1 uploader", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 1) }},
 	{"submit-latency-256", "the same with 256 uploaders", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 256) }},
 	{"verify-proof", "offline verification of one proof against the Ed25519 verifications it needs", verifyProof},
 	{"monitor-scan", "monitor: verified scan, every leaf rehashed to the signed root and parsed", monitorScan},
