@@ -437,6 +437,7 @@ func TestBothKeysOfOneWitness(t *testing.T) {
 	t.Cleanup(server.Close)
 	r.policy = fmt.Sprintf("witness ed %s %s\nwitness pq %s %s/\ngroup both all ed pq\nquorum both\n", d.Signer.Key(), server.URL, d.MLDSA.Key(), server.URL)
 	l := r.ready()
+	waitFor(t, "the first round to be over", func() bool { return l.Ready() == nil })
 	asked.Store(0)
 	rounds := l.Published()
 	r.must(l, nth(0))
