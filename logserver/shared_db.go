@@ -228,16 +228,7 @@ func readState(ctx context.Context, db interface {
 // InitShared makes a new log in an empty database, for an engine that is empty.
 // It makes a log once: the tables and the rows come in one step.
 func InitShared(ctx context.Context, dsn string, engine SharedEngine, key *c2sp.Key, also ...*c2sp.Key) error {
-	id := Identity{Origin: key.Name(), VKey: key.String()}
-	if len(also) > 0 {
-		for _, k := range append([]*c2sp.Key{key}, also...) {
-			id.Keys = append(id.Keys, LogKey{VKey: k.String(), State: KeyActive})
-		}
-	}
-	if err := id.checkKeys(); err != nil {
-		return err
-	}
-	identity, err := json.Marshal(id)
+	_, identity, err := sharedIdentity(key, also)
 	if err != nil {
 		return err
 	}

@@ -415,7 +415,10 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 			return &guardError{fmt.Errorf("%w: entry %d: %w", errUnreadable, from+int64(i), err)}
 		}
 		hash := entry.LeafHash(leaf)
-		ids, hashes, indexes, keys = append(ids, submissions[i][:]), append(hashes, hash[:]), append(indexes, from+int64(i)), append(keys, key[:])
+		if submissions != nil {
+			ids = append(ids, submissions[i][:])
+		}
+		hashes, indexes, keys = append(hashes, hash[:]), append(indexes, from+int64(i)), append(keys, key[:])
 		if k := entries[i].Kind; k == entry.KindReject || k == entry.KindRemove && entries[i].File != "" {
 			slot := uploadSlot(entries[i]).Key()
 			keys = append(keys, slot[:])
@@ -426,8 +429,13 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 		rows := mapRows{map[[32]byte]*slotRow{}, map[[2]string]string{}, map[[32]byte]bool{}, map[[2]string]bool{}}
 		known := map[submissionID]bool{}
 		b := &pgx.Batch{}
-		b.Queue(`UPDATE submissions s SET idx = u.idx, leaf = '' FROM unnest($1::bytea[], $2::bigint[], $3::bytea[]) u (id, idx, hash)
-			WHERE s.id = u.id AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id`, ids, indexes, hashes).Query(func(r pgx.Rows) error {
+		arrive := `UPDATE submissions s SET idx = u.idx, leaf = '' FROM unnest($1::bytea[], $2::bigint[], $3::bytea[]) u (id, idx, hash)
+			WHERE s.id = u.id AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id`
+		if submissions == nil { // from the tiles, which have no IDs
+			arrive = `UPDATE submissions s SET idx = u.idx, leaf = '' FROM unnest($2::bigint[], $3::bytea[]) u (idx, hash)
+				WHERE $1::bytea[] IS NULL AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id`
+		}
+		b.Queue(arrive, ids, indexes, hashes).Query(func(r pgx.Rows) error {
 			for r.Next() {
 				var id []byte
 				if err := r.Scan(&id); err != nil {
@@ -441,10 +449,10 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {
 			return err
 		}
-		for i, id := range submissions {
-			if !known[id] && !t.adopt {
+		for i := range leaves {
+			if !t.adopt && !known[submissions[i]] {
 				return &guardError{fmt.Errorf("%w: entry %d, submission %s, was never reserved in the database: it was restored from a backup, an outdated standby was promoted, or somebody else writes to the engine's tree",
-					ErrBehind, from+int64(i), hex.EncodeToString(id[:]))}
+					ErrBehind, from+int64(i), hex.EncodeToString(submissions[i][:]))}
 			}
 			if err := applyTo(rows, from+int64(i), entries[i]); err != nil {
 				return err

@@ -790,3 +790,53 @@ func (r *sharedRig) copyDatabase() string {
 	u.Path += "copy"
 	return u.String()
 }
+
+// TestRebuildShared: the database is lost, or went back; made anew it says what
+// it said, and the log goes on.
+func TestRebuildShared(t *testing.T) {
+	r := newSharedRig(t, 3, 2)
+	l := r.ready()
+	by := r.all(entry.ClaimIndex)
+	r.must2(l, by, nth(0))
+	if err := RebuildShared(t.Context(), r.database, r.engine, l.cfg.Logger, r.signer.Key()); err == nil || !strings.Contains(err.Error(), "a publisher is running") {
+		t.Errorf("rebuilt beneath a running publisher: %v", err)
+	}
+	l.Close()
+	back := r.copyDatabase()
+	l = r.ready()
+	r.must2(l, by, demo("d1"))
+	r.step(l, by, reject(demo("d1"), 1), 2)
+	r.step(l, by, policy("replace", 2), 3)
+	r.must2(l, by, nth(1))
+	waitFor(t, "the checkpoint beside the tiles", func() bool {
+		raw, _ := r.engine.ReadCheckpoint(t.Context())
+		return bytes.Equal(raw, l.Published().Note)
+	})
+	l.Close()
+	lived := r.rows()
+	for _, database := range []string{back, newDatabase(t)} {
+		r.database = database
+		other, err := c2sp.GenerateSigner("log.example/test", c2sp.AlgEd25519)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := RebuildShared(t.Context(), r.database, r.engine, l.cfg.Logger, other.Key()); err == nil {
+			t.Error("rebuilt with another key")
+		}
+		if database != back { // what the wrong key began is no log yet
+			r.database = newDatabase(t)
+		}
+		if err := RebuildShared(t.Context(), r.database, r.engine, l.cfg.Logger, r.signer.Key()); err != nil {
+			t.Fatal(err)
+		}
+		if again := r.rows(); again != lived {
+			t.Errorf("rows lived through:\n%s\nrows rebuilt:\n%s", lived, again)
+		}
+		if got := r.query("SELECT size::text FROM anchor"); got != "5" {
+			t.Errorf("the anchor has size %s", got)
+		}
+	}
+	l = r.ready()
+	r.step(l, by, nth(1), 4)
+	r.step(l, by, nth(2), 5)
+}

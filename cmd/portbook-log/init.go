@@ -50,6 +50,7 @@ one; the anchor is in the database, and --anchor is not given.
 	secrets := secretFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
 	shared := sharedFlagsOf(cmd)
+	shared.adopt = cmd.Flags().Bool("adopt", false, "with --storage trillian, --tree and --key: make the database alone, anew, for a log that was moved to Trillian, or whose database was lost or went back; every server must be stopped")
 	cli.Require(cmd, "origin")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -73,6 +74,9 @@ one; the anchor is in the database, and --anchor is not given.
 			return cli.Usagef("--successor-of: a shared log cannot take over from another one; make a log in a directory, and migrate it when it has its first entry")
 		}
 		var key *c2sp.Key
+		if *shared.adopt && (!isShared || len(*refs) == 0) {
+			return cli.Usagef("--adopt: goes with --storage trillian, and with the log's own --key")
+		}
 		if isShared && len(*refs) == 0 {
 			ref, err := newKeyFile(*dir, *origin)
 			if err != nil {

@@ -33,6 +33,7 @@ directory that all servers see, or a bucket. See docs/running.md, Scale-out.
 // sharedFlags are those of a shared log.
 type sharedFlags struct {
 	storage, postgres *string
+	adopt             *bool // of init
 	*trillianFlags
 }
 
@@ -103,6 +104,9 @@ func (f *sharedFlags) open(ctx context.Context, logger *slog.Logger) (*logserver
 func (f *sharedFlags) init(cmd *cobra.Command, key *c2sp.Key, also []*c2sp.Key) error {
 	ctx := cmd.Context()
 	made := f.tree == 0
+	if made && *f.adopt {
+		return cli.Usagef("--adopt: name the tree: --tree")
+	}
 	d, cfg, conn, err := f.driver(ctx, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
@@ -111,6 +115,13 @@ func (f *sharedFlags) init(cmd *cobra.Command, key *c2sp.Key, also []*c2sp.Key) 
 		fmt.Fprintf(cmd.ErrOrStderr(), "Made the Trillian tree %d.\n", f.tree)
 	}
 	engine := trillian.NewEngine(d, conn.Close)
+	if *f.adopt {
+		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		if err := errors.Join(logserver.RebuildShared(ctx, *f.postgres, engine, logger, key, also...), engine.Close()); err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
+		return nil
+	}
 	if err := trillian.Init(ctx, cfg); err != nil {
 		if size, serr := d.Reader().IntegratedSize(ctx); serr != nil || size != 0 {
 			return cli.Exit(cli.Refused, errors.Join(err, engine.Close()))
@@ -132,7 +143,7 @@ func (f *sharedFlags) made(cmd *cobra.Command, key *c2sp.Key, asJSON bool) error
 			Tree   int64  `json:"tree"`
 		}{key.Name(), key.String(), f.tree})
 	}
-	fmt.Fprintf(out, `Made a new shared log on Trillian tree %[1]d.
+	fmt.Fprintf(out, `Made the database of a shared log on Trillian tree %[1]d.
 
 Its verifier key, for witnesses (portbook-witness add-log), clients and monitors:
   %[2]s
