@@ -544,6 +544,7 @@ func TestPromotedStandbyIsRefused(t *testing.T) {
 		{"the engine shows it", "checkpoint and tiles", "was never reserved"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			primary := startPostgres(t)
 			defer primary.Close()
 			r := newSharedRigOn(t, 3, 2, primary.FrontendURI())
