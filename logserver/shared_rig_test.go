@@ -143,11 +143,11 @@ func (e *memEngine) Integrate(ctx context.Context, fence uint64, record func(con
 		order := e.sequence()
 		e.mu.Lock()
 		from := e.tiled
-		behind := fence < e.fence
+		used := e.fence
 		e.fence = max(e.fence, fence)
 		e.mu.Unlock()
-		if behind {
-			return fmt.Errorf("fence %d was used", e.fence)
+		if fence < used {
+			return fmt.Errorf("fence %d was used", used)
 		}
 		if first {
 			grown(from)

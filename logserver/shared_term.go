@@ -168,9 +168,11 @@ func (t *sharedTerm) run(ctx context.Context) error {
 			l.pub.grown()
 		})
 		if work.Err() == nil {
-			// Refused by the fence, or by what it found. If nobody else was elected,
-			// the database's fence went back.
-			if _, aerr := t.anchor.check(); !errors.Is(aerr, errDeposed) {
+			// Refused by the fence, or for what it found, or the database's fence went
+			// back: only if nobody else was elected is it more than the end of a term.
+			// If that cannot be asked, the next term finds the same. (The anchor itself
+			// belongs to the publisher's goroutine.)
+			if fenced(work, t.pool, t.fence, func(pgx.Tx) error { return nil }) == nil {
 				err = &guardError{fmt.Errorf("%w: %w", ErrBehind, err)}
 				t.latchIfGuard(t.fence, err)
 			}
