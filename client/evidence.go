@@ -28,7 +28,9 @@ package client
 //
 // bad-handover: both are tlog-proofs: of the successor leaf that a log ended
 // with, and of an entry 0 of the log that it names, signed by a key that it
-// names, which is not the predecessor leaf that belongs there.
+// names, which is not the predecessor leaf that belongs there. It accuses both
+// logs together: a log can name an honest one that never meant to take over, and
+// whoever has the new log's key can contradict an honest old one.
 
 import (
 	"bytes"
@@ -84,9 +86,15 @@ func (e *Evidence) Bytes() []byte {
 	case claimAfterEnd:
 		claim, words = e.Claim, []string{"The log signed an entry that ends it, and more after that, or one that names itself as its successor.", "Below is the proof of that entry."}
 	case claimHandover:
-		claim, words = e.Claim, []string{"The log ended and named a successor, and what that one begins with contradicts it.", "Below are the proofs of the two entries."}
+		claim, words = e.Claim, []string{
+			"A log ended and named a successor, and what that one begins with contradicts it. Below are the proofs of the two entries.",
+			"Two honest logs never do this. Which of the two lied, or whose key somebody else has, does not follow from it.",
+		}
 	}
-	words = append(words, "An honest log never does this. Check it with the log's public keys alone: see client.VerifyEvidence.")
+	if e.Claim != claimHandover {
+		words = append(words, "An honest log never does this.")
+	}
+	words = append(words, "Check it with public keys alone: see client.VerifyEvidence.")
 	b := []byte(evidenceHeader)
 	for _, w := range words {
 		b = append(b, "# "+w+"\n"...)
@@ -197,7 +205,7 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 // A Misbehaviour is what verified evidence proves.
 type Misbehaviour struct {
 	Code          string         // CodeForkSameSize, CodeForkPrefix, CodeAfterEnd or CodeHandover
-	First, Second *c2sp.Verified // Second is nil with CodeAfterEnd
+	First, Second *c2sp.Verified // Second is nil with CodeAfterEnd, and of another log with CodeHandover: one of the two lied
 	// Witnesses are those of the policy that cosigned both notes. For a fork
 	// of one size each of them broke its promise as well.
 	Witnesses []string
@@ -273,8 +281,8 @@ func (e *Evidence) verifyAfterEnd(p *c2sp.Policy) (*Misbehaviour, error) {
 	return &Misbehaviour{Code: CodeAfterEnd, First: v}, nil
 }
 
-// verifyHandover checks the claim bad-handover. The quorum does not matter: the
-// logs are accused.
+// verifyHandover checks the claim bad-handover. The quorum does not matter: it
+// is the logs that are accused, the two of them together.
 func (e *Evidence) verifyHandover(p *c2sp.Policy) (*Misbehaviour, error) {
 	leaf, pr, old, err := leafOf(e.First, p.VerifyLog)
 	if err != nil {

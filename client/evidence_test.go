@@ -229,3 +229,45 @@ func FuzzState(f *testing.F) {
 		}
 	})
 }
+
+// TestHandoverEvidenceAccusesNoOneAlone: a log can name an honest one that never
+// meant to take over; and the thief of the new log's key can contradict an honest
+// old log, without a single witness. So what is proven is about both.
+func TestHandoverEvidenceAccusesNoOneAlone(t *testing.T) {
+	a, b, _, _ := rotated(t)
+	last := a.proven(300, 301, a.head)
+	honest := newTestLog(t, "honest.example/log") // knows nothing of the log that names it
+	honest.fill(3, "honest")
+	honest.leaves[0] = must(testEntry().Marshal())
+	honest = honest.fork(3)
+	namer := newTestLog(t, origin)
+	namer.end("honest.example/log", "http://127.0.0.1:1", honest.signer.Key().String())
+	thief := b.fork(0)
+	thief.add(must(testEntry().Marshal()))
+	for name, tc := range map[string]struct {
+		p             *c2sp.Policy
+		first, second []byte
+		secondOrigin  string
+	}{
+		"the old log is the liar":      {p: namer.policy, first: namer.proven(0, 1, namer.note(1, t0)), second: honest.proven(0, 3, honest.note(3, t0)), secondOrigin: "honest.example/log"},
+		"the new log's key was stolen": {p: a.policy, first: last, second: thief.proven(0, 1, thief.note(1, t0)), secondOrigin: "next.example/log"},
+	} {
+		e := &Evidence{Claim: claimHandover, First: tc.first, Second: tc.second}
+		m, err := must(ParseEvidence(e.Bytes())).Verify(tc.p)
+		if err != nil || m.Code != CodeHandover || m.First.Origin != origin || m.Second.Origin != tc.secondOrigin {
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+		if b := string(e.Bytes()); strings.Contains(b, "An honest log never") || !strings.Contains(b, "Which of the two lied") {
+			t.Errorf("%s: it accuses one alone:\n%s", name, b)
+		}
+	}
+	// A submitter cannot end a log, so nothing he has logged is a claim.
+	l := newTestLog(t, origin)
+	l.add(must(testEntry().Marshal()), []byte(strings.Replace(string(a.leaves[300]), `"claim":"log"`, `"claim":"index"`, 1)))
+	l.fill(1, "log")
+	for i := range 3 {
+		if m, err := AfterEnd(l.proven(i, 3, l.note(3, t0, 1, 2))).Verify(l.policy); err == nil {
+			t.Errorf("entry %d: %+v", i, m)
+		}
+	}
+}

@@ -11,7 +11,9 @@ package client
 // Whoever has the old log's key can log a successor leaf, and honest witnesses
 // will cosign it: it is an entry like any other. What they will not do is
 // cosign a new log that its operator has not brought to them. So the key alone
-// redirects nobody. See docs/decisions on rotation.
+// redirects nobody, as long as a quorum of the witnesses takes new logs from
+// people only: where they take whatever asks, it does. See docs/decisions on
+// rotation.
 
 import (
 	"bytes"
@@ -20,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	neturl "net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -519,14 +522,34 @@ func (s *State) newest(origin string) string {
 }
 
 // Successor returns a reader of the log that takes over, at an address that the
-// old log gave: nothing that was meant for the old one is sent there, and
-// plain http is not fallen back to.
+// old log gave: nothing that was meant for the old one is sent there, plain http
+// is not fallen back to, and from a public address it does not lead to a private
+// one. Where an HTTP proxy is asked instead, that one judges addresses.
 func (r *Reader) Successor(url string) (*Reader, error) {
 	if strings.HasPrefix(r.base, "https://") && !strings.HasPrefix(url, "https://") {
 		return nil, fmt.Errorf("%s: the log before it is read over https", url)
 	}
-	if t, ok := r.hc.Transport.(*http.Transport); ok { // any other may add a token
-		return NewReader(url, &http.Client{Transport: t, Timeout: r.hc.Timeout})
+	t, ok := r.hc.Transport.(*http.Transport)
+	if ok {
+		t = t.Clone()
+	} else if t, ok = ownTransport().(*http.Transport); !ok { // ours may add a token
+		return NewReader(url, nil)
 	}
-	return NewReader(url, nil)
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	before, err := neturl.Parse(r.base)
+	if err != nil {
+		return nil, err
+	}
+	viaProxy := false
+	if t.Proxy != nil {
+		proxy, err := t.Proxy(req)
+		viaProxy = err == nil && proxy != nil
+	}
+	if !viaProxy {
+		stayPublic(t, before.Hostname())
+	}
+	return NewReader(url, &http.Client{Transport: t, Timeout: r.hc.Timeout})
 }

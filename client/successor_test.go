@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -442,6 +443,51 @@ func TestSuccessorOverPlainHTTP(t *testing.T) {
 	secret := must(NewReader("https://log.example", &http.Client{Transport: http.NewFileTransport(http.Dir("."))}))
 	if next := must(secret.Successor("https://next.example")); next.hc.Transport == secret.hc.Transport {
 		t.Error("a transport that may add a token goes to the next log")
+	}
+}
+
+// TestSuccessorStaysPublic: who has the key of a log that is read in public
+// cannot have its readers ask machines that only they can reach.
+func TestSuccessorStaysPublic(t *testing.T) {
+	asked := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))
+	defer srv.Close()
+	internal := strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
+	var c *CannotCheck
+	for _, before := range []string{"http://93.184.215.14", "http://no-such-name.invalid", "http://[2a04:4e42::223]:8080/log"} {
+		for _, url := range []string{srv.URL, internal} {
+			next := must(must(NewReader(before, nil)).Successor(url))
+			if _, err := next.Checkpoint(t.Context()); !errors.As(err, &c) || c.Code != CodeUnreachable || !errors.Is(err, errNotPublic) {
+				t.Errorf("from %s to %s: %v", before, url, err)
+			}
+			// Nor one hop further, although that log is a private one.
+			next = must(next.Successor(url))
+			if _, err := next.Checkpoint(t.Context()); !errors.Is(err, errNotPublic) {
+				t.Errorf("from %s to %s in two steps: %v", before, url, err)
+			}
+		}
+	}
+	// A program's own ways to connect are bounded too.
+	own := &http.Transport{}
+	next := must(must(NewReader("http://93.184.215.14", &http.Client{Transport: own})).Successor(srv.URL))
+	if _, err := next.Checkpoint(t.Context()); !errors.Is(err, errNotPublic) || own.DialContext != nil {
+		t.Errorf("with a transport of its own: %v", err)
+	}
+	if asked > 0 {
+		t.Errorf("asked %d times", asked)
+	}
+	// A private log may be followed to a private one.
+	for _, before := range []string{"http://127.0.0.1:1", "http://localhost", "http://10.0.0.1/log"} {
+		next := must(must(NewReader(before, nil)).Successor(srv.URL))
+		if _, err := next.Checkpoint(t.Context()); err != nil {
+			t.Errorf("from %s: %v", before, err)
+		}
+	}
+	// What an HTTP proxy may reach is the proxy's to say.
+	through := &http.Transport{Proxy: http.ProxyURL(must(url.Parse(srv.URL)))}
+	next = must(must(NewReader("http://93.184.215.14", &http.Client{Transport: through})).Successor("http://next.example"))
+	if _, err := next.Checkpoint(t.Context()); err != nil {
+		t.Errorf("through a proxy: %v", err)
 	}
 }
 

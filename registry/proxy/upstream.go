@@ -74,28 +74,10 @@ func publicOnly(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return errPrivate
 	}
-	ip := ap.Addr().Unmap()
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() {
+	if !client.PublicAddress(ap.Addr()) {
 		return errPrivate
 	}
-	for _, p := range notPublic {
-		if p.Contains(ip) {
-			return errPrivate
-		}
-	}
 	return nil
-}
-
-// notPublic: CGNAT, "this network", IETF, benchmarks, reserved; NAT64, 6to4
-// and Teredo, which wrap an IPv4 address; documentation.
-var notPublic = prefixes("100.64.0.0/10", "0.0.0.0/8", "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4",
-	"64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "2001:db8::/32")
-
-func prefixes(ss ...string) (ps []netip.Prefix) {
-	for _, s := range ss {
-		ps = append(ps, netip.MustParsePrefix(s))
-	}
-	return ps
 }
 
 // knownHost tells whether u lies on the index's own origin or on a host that
