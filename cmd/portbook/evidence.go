@@ -4,8 +4,10 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/spf13/cobra"
@@ -26,7 +28,9 @@ func evidenceVerifyCmd() *cobra.Command {
 		Short: "Check with public keys alone that a log misbehaved",
 		Long: `verify reads an evidence file, as portbook writes one when a log shows it two
 histories, and checks with the public keys of the policy that the log signed
-both. It needs no network, and no trust in whoever made the file.
+both. It needs no network, and no trust in whoever made the file. Where a log and
+its successor contradict each other, it proves that one of the two lied, and not
+which.
 
 Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 2 usage, 3 the file cannot be read.`,
@@ -34,7 +38,7 @@ Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 		Args:    cobra.ExactArgs(1),
 	}
 	policyFile := cmd.Flags().String("policy", "", "policy `FILE` with the log's public key")
-	asJSON := cmd.Flags().Bool("json", false, "print a JSON object with file, proven, code, log, first_size, second_size, witnesses, reason")
+	asJSON := cmd.Flags().Bool("json", false, "print a JSON object with file, proven, code, log, second_log, first_size, second_size, witnesses, reason")
 	cli.Require(cmd, "policy")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		p, err := client.ReadPolicy(*policyFile)
@@ -59,6 +63,9 @@ Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 			r.FirstSize = m.First.Size
 			if m.Second != nil {
 				r.SecondSize = m.Second.Size
+				if m.Second.Origin != r.Log {
+					r.SecondLog = m.Second.Origin
+				}
 			}
 		}
 		out := cmd.OutOrStdout()
@@ -70,10 +77,26 @@ Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 		case r.Proven:
 			fmt.Fprintf(out, "%s: proven\n\n", show(r.File))
 			s, _ := explainCode(r.Code)
-			fmt.Fprint(out, wrap(fmt.Sprintf("%s, %s", show(r.Log), strings.ToLower(s[:1])+s[1:]), 80))
-			fmt.Fprintf(out, "\n  log           %s\n  first tree    size %d, root %x\n", show(r.Log), m.First.Size, m.First.Root)
+			s = fmt.Sprintf("%s, %s", show(r.Log), strings.ToLower(s[:1])+s[1:])
+			if r.SecondLog != "" {
+				s = fmt.Sprintf("%s and %s contradict each other: the first has ended and names the second as the log that takes over, and the second begins with something else. "+
+					"One of them lied, or somebody else has its key; which of the two, this does not tell. Do not accuse one alone.", show(r.Log), show(r.SecondLog))
+			}
+			fmt.Fprint(out, wrap(s, 80))
+			tree := func(what string, v *c2sp.Verified) {
+				fmt.Fprintf(out, "  %-13s size %d, root %x\n  %-13s key %08x", what, v.Size, v.Root, "  signed by", v.LogKey.ID())
+				if slices.ContainsFunc(p.Logs, func(l c2sp.PolicyLog) bool { return l.Retired && l.Key == v.LogKey }) {
+					fmt.Fprint(out, ", which your policy calls retired: who has it now may not be the log")
+				}
+				fmt.Fprintln(out)
+			}
+			fmt.Fprintf(out, "\n  log           %s\n", show(r.Log))
+			tree("first tree", m.First)
+			if r.SecondLog != "" {
+				fmt.Fprintf(out, "  second log    %s\n", show(r.SecondLog))
+			}
 			if m.Second != nil {
-				fmt.Fprintf(out, "  second tree   size %d, root %x\n", m.Second.Size, m.Second.Root)
+				tree("second tree", m.Second)
 			}
 			fmt.Fprintf(out, "  code          %s\n", r.Code)
 			if len(r.Witnesses) > 0 {
@@ -95,6 +118,7 @@ type evidenceResult struct {
 	Proven     bool     `json:"proven"`
 	Code       string   `json:"code,omitempty"`
 	Log        string   `json:"log,omitempty"`
+	SecondLog  string   `json:"second_log,omitempty"` // if two logs contradict each other: one of them lied
 	FirstSize  uint64   `json:"first_size,omitempty"`
 	SecondSize uint64   `json:"second_size,omitempty"`
 	Witnesses  []string `json:"witnesses,omitempty"` // cosigned both trees
