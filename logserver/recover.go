@@ -45,11 +45,13 @@ func LastCosigned(p *c2sp.Policy, origin string, notes [][]byte, atMost uint64) 
 		}
 		have := byText[v.Note.Text]
 		if have == nil {
-			byText[v.Note.Text] = v.Note
-			continue
+			have = &c2sp.Note{Text: v.Note.Text}
+			byText[v.Note.Text] = have
 		}
 		for _, s := range v.Note.Sigs {
-			if !slices.ContainsFunc(have.Sigs, func(h c2sp.Signature) bool { return h.Name == s.Name && h.KeyID == s.KeyID }) {
+			// A line that nobody here knows is left out: one witness could
+			// add so many that the others' do not fit beside them.
+			if knows(p, s) && !slices.ContainsFunc(have.Sigs, func(h c2sp.Signature) bool { return h.Name == s.Name && h.KeyID == s.KeyID }) {
 				have.Sigs = append(have.Sigs, s)
 			}
 		}
@@ -83,4 +85,10 @@ func LastCosigned(p *c2sp.Policy, origin string, notes [][]byte, atMost uint64) 
 	}
 	slices.Sort(last.Larger)
 	return &last, nil
+}
+
+// knows reports whether s is by a key of the policy.
+func knows(p *c2sp.Policy, s c2sp.Signature) bool {
+	return slices.ContainsFunc(p.Logs, func(l c2sp.PolicyLog) bool { return l.Key.Matches(s) }) ||
+		slices.ContainsFunc(p.Witnesses, func(w c2sp.PolicyWitness) bool { return w.Key.Matches(s) })
 }

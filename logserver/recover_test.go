@@ -48,6 +48,17 @@ func TestLastCosigned(t *testing.T) {
 		}
 		return n.Bytes()
 	}
+	// crowded is a note to which somebody has added as many lines as one may have.
+	crowded := func(raw []byte) []byte {
+		n, err := c2sp.ParseNote(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := len(n.Sigs); i < 100; i++ {
+			n.Sigs = append(n.Sigs, c2sp.Signature{Name: "stranger.example", KeyID: uint32(i), Sig: make([]byte, 64)})
+		}
+		return n.Bytes()
+	}
 	for _, tc := range []struct {
 		name   string
 		notes  [][]byte
@@ -59,6 +70,7 @@ func TestLastCosigned(t *testing.T) {
 	}{
 		{"one published", [][]byte{note(10, 1, 0, 1)}, 0, 10, 1, nil, ""},
 		{"put together from two witnesses", [][]byte{note(10, 1, 0), note(12, 2, 1), note(12, 2, 2)}, 0, 12, 2, nil, ""},
+		{"a witness crowds out the others", [][]byte{note(10, 1, 0, 1), crowded(note(12, 2, 0)), note(12, 2, 1)}, 0, 12, 2, nil, ""},
 		{"the same witness twice is one", [][]byte{note(12, 2, 1), note(12, 2, 1), note(10, 1, 0, 1)}, 0, 10, 1, []uint64{12}, ""},
 		{"a thief signs more, nobody cosigns", [][]byte{note(10, 1, 0, 1), note(99, 9)}, 0, 10, 1, []uint64{99}, ""},
 		{"a thief signs more, one cosigns", [][]byte{note(99, 9, 2), note(10, 1, 0, 1)}, 0, 10, 1, []uint64{99}, ""},
