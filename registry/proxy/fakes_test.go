@@ -172,8 +172,53 @@ func (l *testLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		json.NewEncoder(w).Encode(map[string]any{"proofs": proofs})
 	default:
-		http.NotFound(w, r)
+		l.serveTile(w, r)
 	}
+}
+
+// serveTile serves the entries and their hashes, of less than 256.
+func (l *testLog) serveTile(w http.ResponseWriter, r *http.Request) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t, err := c2sp.ParseTilePath(strings.TrimPrefix(r.URL.Path, "/"))
+	if err != nil || t.Index > 0 || t.Level > 0 || t.Width > len(l.leaves) {
+		http.NotFound(w, r)
+		return
+	}
+	for i, h := range leafHashes(l.leaves[:t.Width]) {
+		if t.Level == -1 {
+			w.Write(append([]byte{byte(len(l.leaves[i]) >> 8), byte(len(l.leaves[i]))}, l.leaves[i]...))
+		} else {
+			w.Write(h[:])
+		}
+	}
+}
+
+// takeover makes a log that follows l: with its witnesses, if l's operator
+// brought it to them.
+func (l *testLog) takeover(origin string) *testLog {
+	l.t.Helper()
+	next := &testLog{t: l.t, at: l.at, witnesses: l.witnesses}
+	var err error
+	if next.signer, err = c2sp.GenerateSigner(origin, c2sp.AlgEd25519); err != nil {
+		l.t.Fatal(err)
+	}
+	next.srv = httptest.NewServer(next)
+	l.t.Cleanup(next.srv.Close)
+	return next
+}
+
+// end makes l end, with next as the log that takes over, and next begin.
+func (l *testLog) end(next *testLog) {
+	l.t.Helper()
+	id := strings.Repeat("ab", 16)
+	l.add(&entry.Entry{Kind: entry.KindSuccessor, Claim: entry.ClaimLog, ID: id, Time: day0.Format(entry.TimeFormat),
+		Origin: next.signer.Key().Name(), VKeys: []string{next.signer.Key().String()}, URL: next.srv.URL})
+	l.mu.Lock()
+	size, r := uint64(len(l.leaves)), root(leafHashes(l.leaves))
+	l.mu.Unlock()
+	next.add(&entry.Entry{Kind: entry.KindPredecessor, Claim: entry.ClaimLog, ID: id, Time: day0.Format(entry.TimeFormat),
+		Origin: l.signer.Key().Name(), Size: entry.Uint(size), Root: hex.EncodeToString(r[:])})
 }
 
 // RFC 6962, 2.1, word for word.
