@@ -281,9 +281,6 @@ func (q *sequencer) take(r result) {
 		q.doubt = true
 	}
 	if len(r.good) > 0 {
-		if q.indexed != nil {
-			q.indexed(r.good)
-		}
 		grown := uint64(0)
 		for _, s := range r.good {
 			grown = max(grown, s.index+1)
@@ -493,6 +490,9 @@ func (q *sequencer) wait() {
 			}
 			s.index = index.Index
 			r.good = append(r.good, s)
+		}
+		if len(r.good) > 0 && q.indexed != nil {
+			q.indexed(r.good) // here, where its fsync delays no decision
 		}
 		q.results <- r
 	}
