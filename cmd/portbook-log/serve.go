@@ -104,6 +104,9 @@ One that has the key stands for election: one at a time publishes.`,
 		if !*frontendOnly {
 			signers, closeKeys, err := secrets.openKeys(cmd, *dir, id.Origin, *keys)
 			if err != nil {
+				if _, next, eerr := logserver.Ended(*dir); eerr == nil && next != nil && !isShared {
+					err = fmt.Errorf("%w; this log has ended and signs nothing more: without its key, serve it with --read-only", err)
+				}
 				return err
 			}
 			defer closeKeys()
