@@ -81,6 +81,15 @@ func FromDir(dir string) (_ *Source, err error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	// Read again under the lock. A log that ends is not moved: where it went, its
+	// end would not be known, and it would take entries after it.
+	if s.Identity, err = logserver.ReadIdentity(dir); err != nil {
+		return nil, refused("%w", err)
+	}
+	_, next, err := logserver.Ended(dir)
+	if s.Identity.Freeze != nil || err == nil && next != nil {
+		return nil, refused("the log in %s ends (portbook-log freeze), and another one takes over: it is served for reading where it is", dir)
+	}
 	raw, err := os.ReadFile(filepath.Join(logserver.EngineDir(dir), ".state", "treeState"))
 	if err != nil {
 		return nil, refused("the storage of %s has no state: %w", dir, err)

@@ -235,7 +235,16 @@ func TestRefusals(t *testing.T) {
 		},
 		"a bit of an entry": func(t *testing.T, l *log) { spoil(t, filepath.Join(logserver.EngineDir(l.dir), "tile/entries/000")) },
 		"a bundle is gone":  func(t *testing.T, l *log) { os.Remove(filepath.Join(logserver.EngineDir(l.dir), "tile/entries/000")) },
-		"no state":          func(t *testing.T, l *log) { os.Remove(filepath.Join(logserver.EngineDir(l.dir), ".state/treeState")) },
+		"it is to end": func(t *testing.T, l *log) {
+			next, err := c2sp.GenerateSigner("next.example/log", c2sp.AlgEd25519)
+			if err == nil {
+				err = logserver.Freeze(l.dir, logserver.Successor{Origin: "next.example/log", VKeys: []string{next.Key().String()}, URL: "https://next.example"}, time.Now())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		"no state": func(t *testing.T, l *log) { os.Remove(filepath.Join(logserver.EngineDir(l.dir), ".state/treeState")) },
 		"another state": func(t *testing.T, l *log) {
 			root := l.ref.Root(t, 299)
 			raw, _ := json.Marshal(map[string]any{"size": 300, "root": root[:]})
