@@ -143,7 +143,7 @@ type applyingRows struct {
 }
 
 func (x indexRows) row(key [32]byte) (r *slotRow, err error) {
-	removed := false
+	var later []*entry.Entry // rejects and removes of the file, after the upload that the walk is looking for
 	err = x.newest(rowKey(key), func(i uint64) (bool, error) {
 		e, err := x.entryAt(int64(i))
 		if err != nil {
@@ -154,16 +154,45 @@ func (x indexRows) row(key [32]byte) (r *slotRow, err error) {
 		case err != nil:
 			return false, err
 		case k == key:
-			r = &slotRow{digest, i, removed}
-			return false, nil
-		case e.Kind == entry.KindReject && uploadSlot(e).Key() == key:
-			return false, nil
-		case e.Kind == entry.KindRemove && e.File != "" && uploadSlot(e).Key() == key:
-			removed = true
+			r, err = &slotRow{digest: digest, index: i}, nil
+			for _, change := range later {
+				if r, err = r.after(change); r == nil || err != nil {
+					break
+				}
+			}
+			return false, err
+		case e.Kind == entry.KindReject, e.Kind == entry.KindRemove && e.File != "":
+			if uploadSlot(e).Key() == key {
+				later = append(later, e)
+			}
 		}
 		return true, nil // or another key that begins alike
 	})
 	return r, err
+}
+
+// after is the row once a reject or remove of its file is applied; nil: free.
+func (r *slotRow) after(change *entry.Entry) (*slotRow, error) {
+	holds, err := r.holds(change)
+	if err != nil || !holds {
+		return r, err
+	}
+	if change.Kind == entry.KindReject {
+		return nil, nil
+	}
+	return &slotRow{r.digest, r.index, true}, nil
+}
+
+// holds reports whether a reject or remove is about what the row holds: it names
+// this digest, or none. What was said of old bytes changes nothing for those that
+// replaced them.
+func (r *slotRow) holds(change *entry.Entry) (bool, error) {
+	digest, err := digestOf(change)
+	if err != nil || len(digest) == 0 {
+		return err == nil, err
+	}
+	same, _ := sameDigest(r.digest, digest)
+	return same, nil
 }
 
 func policyKey(registry, ecosystem string) [32]byte {
@@ -457,22 +486,15 @@ func applyTo(rows slotRows, index int64, e *entry.Entry) error {
 }
 
 // ifHeld runs change on the upload slot of a reject or remove, if the slot is
-// held by the digest that e names, or e names none: what was said of old bytes
-// changes nothing for those that replaced them.
+// held by what e is about.
 func ifHeld(rows slotRows, e *entry.Entry, change func(key [32]byte) error) error {
 	k := uploadSlot(e).Key()
 	r, err := rows.row(k)
 	if err != nil || r == nil {
 		return err
 	}
-	digest, err := digestOf(e)
-	if err != nil {
+	if holds, err := r.holds(e); err != nil || !holds {
 		return err
-	}
-	if len(digest) > 0 {
-		if same, _ := sameDigest(r.digest, digest); !same {
-			return nil
-		}
 	}
 	return change(k)
 }
