@@ -353,7 +353,10 @@ var errSlowReader = errors.New("the reader is too slow: go on after the last ent
 
 // sendWithin sends a message, which waits while the reader's window is full: at
 // most slowest. Returning from the call ends a send that still waits.
-func sendWithin(ctx context.Context, stream grpc.ServerStreamingServer[pb.EntriesResponse], m *pb.EntriesResponse) error {
+func sendWithin[M any](ctx context.Context, stream interface {
+	Context() context.Context
+	Send(*M) error
+}, m *M) error {
 	sent := make(chan error, 1)
 	go func() { sent <- stream.Send(m) }()
 	limit := time.NewTimer(slowest)

@@ -7,6 +7,8 @@ package logserver
 //
 // One goroutine does the left half, one the right. At most streamAhead entries
 // are between them, so a caller that does not read its answers is not read from.
+// It holds its share of what may be in flight meanwhile, and so is cut off after
+// a while: sendWithin.
 
 import (
 	"context"
@@ -213,7 +215,9 @@ func (r *streaming) answer(t *ticket) error {
 				return r.fail(err)
 			}
 		}
-		if err := r.stream.Send(res); err != nil {
+		if err := sendWithin(r.ctx, r.stream, res); errors.Is(err, errSlowReader) {
+			return r.fail(err)
+		} else if err != nil {
 			return err
 		}
 	}

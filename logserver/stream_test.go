@@ -14,6 +14,7 @@ import (
 
 	"github.com/portbook/portbook/entry"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -209,6 +210,102 @@ func TestStreamJournal(t *testing.T) {
 			t.Errorf("%s: written anew: %d, %v", name, p.accepted, err)
 		}
 		j.close()
+	}
+}
+
+// TestStreamsOfALogThatWentBack: what was told of entries that the log has lost
+// is not told again when it has as many others.
+func TestStreamsOfALogThatWentBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), streamsFile)
+	size := uint64(1000)
+	at := func(context.Context) (uint64, error) { return size, nil }
+	accepted := func(name string) uint64 {
+		t.Helper()
+		j, err := openStreams(path, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer j.close()
+		p, err := j.open(t.Context(), "me", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.accepted
+	}
+	j, err := openStreams(path, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, position := range map[string]uint64{"old": 700, "new": 900} {
+		p, err := j.open(t.Context(), "me", name)
+		if err == nil {
+			err = p.advance(position, position)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	j.close()
+	if old, new := accepted("old"), accepted("new"); old != 700 || new != 900 {
+		t.Fatalf("%d and %d", old, new)
+	}
+	for _, size = range []uint64{800, 2000} {
+		if old, new := accepted("old"), accepted("new"); old != 700 || new != 0 {
+			t.Errorf("size %d: the streams stand at %d and %d; want 700 and 0", size, old, new)
+		}
+	}
+	if other := func() uint64 {
+		j, err := openStreams(path, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer j.close()
+		p, err := j.open(t.Context(), "somebody else", "old")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.accepted
+	}(); other != 0 {
+		t.Errorf("another credential's stream of this name stands at %d", other)
+	}
+}
+
+// stuckSubmitter never reads an answer.
+type stuckSubmitter struct {
+	pb.Log_SubmitStreamServer
+	ctx     context.Context
+	release chan struct{}
+}
+
+func (s *stuckSubmitter) Context() context.Context { return s.ctx }
+func (s *stuckSubmitter) Send(*pb.SubmitStreamResponse) error {
+	<-s.release
+	return nil
+}
+
+// TestStuckSubmitterIsCut: who sends entries and reads no answers keeps its place
+// only for a while.
+func TestStuckSubmitterIsCut(t *testing.T) {
+	r := newRig(t, 0, 0)
+	l := r.ready()
+	by, err := l.queue(t.Context(), r.token, nth(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-by.group.done
+	stuck := &stuckSubmitter{ctx: t.Context(), release: make(chan struct{})}
+	defer close(stuck.release)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	s := &streaming{service: &service{log: l}, stream: stuck, ctx: ctx, wait: Sequenced, ahead: semaphore.NewWeighted(streamAhead)}
+	if err := s.ahead.Acquire(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.answer(by); status.Code(err) != codes.Aborted {
+		t.Errorf("%v", err)
+	}
+	if n := l.admission.count(); n != 0 {
+		t.Errorf("%d submissions in flight", n)
 	}
 }
 

@@ -101,7 +101,33 @@ func openStreams(path string, size func(context.Context) (uint64, error)) (*stre
 		}
 		s.note(r)
 	}
-	return s, nil
+	return s, s.forget()
+}
+
+// forget drops, for good, what says more than the log has: it went back while
+// nobody looked, and will be that long again with other entries.
+func (s *streams) forget() error {
+	if len(s.known) == 0 {
+		return nil
+	}
+	size, err := s.size(context.Background())
+	if err != nil {
+		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
+	}
+	before := len(s.known)
+	for k, r := range s.known {
+		if r.least > size {
+			delete(s.known, k)
+			delete(s.moved, k)
+		}
+	}
+	if len(s.known) == before {
+		return nil
+	}
+	if err := s.rewrite(); err != nil {
+		return fmt.Errorf("%w: progress of streams: %w", ErrStorage, withoutPath(err))
+	}
+	return nil
 }
 
 func (s *streams) note(r streamRecord) {
