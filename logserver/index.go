@@ -742,7 +742,8 @@ func (r *indexRun) read() error {
 	if err != nil {
 		return err
 	}
-	in := bufio.NewReaderSize(r.file, 1<<20)
+	buffer := int(min(info.Size(), 1<<20))
+	in := bufio.NewReaderSize(r.file, buffer)
 	head := make([]byte, headerSize)
 	if _, err := io.ReadFull(in, head); err != nil {
 		return err
@@ -770,7 +771,7 @@ func (r *indexRun) read() error {
 	}
 	r.fences()
 	sum := crc32.New(castagnoli)
-	in = bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(r.file, r.start, int64(r.postings)*postingSize), sum), 1<<20)
+	in = bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(r.file, r.start, int64(r.postings)*postingSize), sum), buffer)
 	var p [postingSize]byte
 	place := uint64(0)
 	for i := range r.postings {

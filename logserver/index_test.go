@@ -202,13 +202,13 @@ func TestIndexKilledAnywhere(t *testing.T) {
 	}
 }
 
-// TestIndexDamage: each byte of each file changed, each file cut at each length
+// TestIndexDamage: bytes of each file changed, each file cut at any length
 // or gone: what opens all the same forgets nothing that it counts.
 func TestIndexDamage(t *testing.T) {
 	dir := t.TempDir()
 	m := postingsOf{}
 	x := smallIndex(t, dir, 6)
-	for i := range uint64(32) {
+	for i := range uint64(14) {
 		m.add(i)
 		x.append(someKeys(i))
 		if i%6 == 5 {
@@ -246,6 +246,9 @@ func TestIndexDamage(t *testing.T) {
 	for _, path := range files {
 		whole := []byte(readFile(t, path))
 		for i := range whole {
+			if i >= headerSize && i%3 != 0 {
+				continue // any byte of a checksummed part is like any other
+			}
 			changed := bytes.Clone(whole)
 			changed[i] ^= 1 << (i % 8)
 			try(fmt.Sprintf("%s: byte %d changed", filepath.Base(path), i), path, changed)
@@ -267,7 +270,7 @@ func TestIndexDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer y.closeRuns()
-	if err := m.check(y); err != nil || y.size() != 32 {
+	if err := m.check(y); err != nil || y.size() != 14 {
 		t.Errorf("as it was: %d entries, %v", y.size(), err)
 	}
 }

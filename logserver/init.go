@@ -48,6 +48,9 @@ func ReadIdentity(dir string) (Identity, error) {
 	var id Identity
 	raw, err := os.ReadFile(filepath.Join(dir, identityFile))
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(dir, frontendFile)); err == nil {
+			return id, fmt.Errorf("%w: %s belongs to a frontend of a shared log, whose keys and credentials are in its database: this works on a log in a directory alone; see docs/running.md, Many frontends", ErrNoLog, dir)
+		}
 		return id, fmt.Errorf("%w: %s has no %s: make a log with portbook-log init, or mount the file system it is on", ErrNoLog, dir, identityFile)
 	}
 	if err != nil {
@@ -193,8 +196,8 @@ func (m *making) refuse() error {
 	} else if name != "" {
 		return fmt.Errorf("%s holds a log already (%s exists): a log is made once; choose another directory", m.dir, name)
 	}
-	// Only a log that was served, or given a token, has these.
-	name, err := exists(checkpointFile, indexDir, streamsFile, AttributionFile, TokensFile)
+	// Only a log that was served, or given a token, has these, or a frontend.
+	name, err := exists(frontendFile, checkpointFile, indexDir, streamsFile, AttributionFile, TokensFile)
 	if err != nil {
 		return err
 	}

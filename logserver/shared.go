@@ -59,6 +59,10 @@ type SharedEngine interface {
 	// WriteCheckpoint replaces it if it is still was (nil: absent), as far as the
 	// storage can tell.
 	WriteCheckpoint(ctx context.Context, was, raw []byte) error
+	// CollectGarbage removes the partial tiles and bundles that have full ones in
+	// a tree of this size, which is published. Readers of an older checkpoint are
+	// served the full ones.
+	CollectGarbage(ctx context.Context, published uint64) error
 	Close() error
 }
 

@@ -251,6 +251,21 @@ func (e *memEngine) WriteCheckpoint(_ context.Context, was, raw []byte) error {
 	return writeDurably(filepath.Join(string(e.dir), "checkpoint"), raw, 0o644)
 }
 
+func (e *memEngine) CollectGarbage(_ context.Context, published uint64) error {
+	for n := range published / tileWidth {
+		for _, level := range []int{-1, 0} {
+			full := c2sp.Tile{Level: level, Index: n, Width: tileWidth}
+			if _, err := os.Stat(filepath.Join(string(e.dir), filepath.FromSlash(full.Path()))); err != nil {
+				return err
+			}
+			if err := os.RemoveAll(filepath.Join(string(e.dir), filepath.FromSlash(full.Path()+".p"))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // sharedRig is a shared log with real witnesses.
 type sharedRig struct {
 	*rig

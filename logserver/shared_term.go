@@ -40,6 +40,7 @@ const (
 	sweepMost       = 1000
 	keepSubmissions = time.Hour // that a frontend may take to fetch an index
 	mirrorPause     = 250 * time.Millisecond
+	collectPause    = time.Second
 )
 
 // errDeposed says that another publisher was elected.
@@ -187,6 +188,7 @@ func (t *sharedTerm) run(ctx context.Context) error {
 	}
 	l.cfg.Logger.Info("publishing", "origin", l.Origin(), "size", t.tiles.Load(), "fence", t.fence)
 	working.Go(func() { t.housekeep(work) })
+	working.Go(func() { t.collect(work) })
 	l.pub.run(work) // ends with work, or latched
 	return context.Cause(work)
 }
@@ -505,6 +507,22 @@ func (m mapRows) write(ctx context.Context, tx pgx.Tx) error {
 		b.Queue("INSERT INTO policies VALUES ($1, $2, $3) ON CONFLICT (registry, ecosystem) DO UPDATE SET overwrite = excluded.overwrite", p[0], p[1], m.policies[p])
 	}
 	return tx.SendBatch(ctx, b).Close()
+}
+
+// collect removes partial tiles that the published tree has full ones for, until
+// ctx ends. It needs no fence: they are garbage whoever publishes.
+func (t *sharedTerm) collect(ctx context.Context) {
+	collected := uint64(0)
+	for sleep(ctx, collectPause) {
+		p, _ := t.log.board.get()
+		if full := p.Size / tileWidth; full > collected {
+			if err := t.engine.CollectGarbage(ctx, p.Size); err == nil {
+				collected = full
+			} else if ctx.Err() == nil {
+				t.log.cfg.Logger.Warn("partial tiles that are full meanwhile cannot be removed; trying again", "err", withoutPath(err))
+			}
+		}
+	}
 }
 
 // housekeep queues again what its frontend did not, keeps the checkpoint beside

@@ -339,6 +339,70 @@ func TestLateDirectoryCheckpoint(t *testing.T) {
 	waitFor(t, "the newest to be back", func() bool { raw, _ := r.engine.ReadCheckpoint(t.Context()); return bytes.Equal(raw, newest) })
 }
 
+// TestFrontendsDirectoryIsNoLog: what works on a log in a directory refuses a
+// frontend's, and says why.
+func TestFrontendsDirectoryIsNoLog(t *testing.T) {
+	r := newSharedRig(t, 0, 0)
+	l := r.ready()
+	dir := l.cfg.Dir
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, do := range map[string]func() error{
+		"read its identity": func() error { _, err := ReadIdentity(dir); return err },
+		"rebuild its index": func() error { _, err := RebuildIndex(t.Context(), dir, nil); return err },
+		"be a successor":    func() error { return AwaitPredecessor(dir, "log.example/other") },
+		"serve it alone": func() error {
+			cfg := r.rig.config()
+			cfg.Dir = dir
+			_, err := Open(t.Context(), cfg)
+			return err
+		},
+	} {
+		if err := do(); !errors.Is(err, ErrNoLog) || !strings.Contains(err.Error(), "frontend of a shared log") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := Init(t.Context(), dir, r.anchor+"2", r.signer.Key()); err == nil {
+		t.Error("a log was made in a frontend's directory")
+	}
+}
+
+// TestSharedGarbageIsCollected: partial tiles go once full ones are published,
+// and whoever has an older checkpoint can still prove with it.
+func TestSharedGarbageIsCollected(t *testing.T) {
+	r := newSharedRig(t, 1, 1)
+	l := r.ready()
+	by := r.all(entry.ClaimIndex)
+	r.must2(l, by, nth(0))
+	r.must2(l, by, nth(1))
+	older := l.Published()
+	partials := func() int {
+		var found []string
+		for _, kind := range []string{"0", "entries"} {
+			some, err := filepath.Glob(filepath.Join(string(r.engine.dir), "tile", kind, "000.p", "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, some...)
+		}
+		return len(found)
+	}
+	if partials() == 0 {
+		t.Fatal("no partial tiles to begin with")
+	}
+	var group sync.WaitGroup
+	for n := 2; n < 256; n++ {
+		group.Go(func() { r.must2(l, by, nth(n)) })
+	}
+	group.Wait()
+	waitFor(t, "the partial tiles to go", func() bool { return partials() == 0 })
+	if _, err := l.prove(t.Context(), older, 1, nil); err != nil {
+		t.Errorf("with an older checkpoint: %v", err)
+	}
+	r.must2(l, by, nth(256))
+}
+
 // TestDeadFrontendsEntriesAreSwept: what a frontend reserved and did not queue
 // is queued by the publisher, once; who submits it meanwhile joins it.
 func TestDeadFrontendsEntriesAreSwept(t *testing.T) {

@@ -495,6 +495,51 @@ func TestFailedWritesAreRecovered(t *testing.T) {
 	r.replayed(l)
 }
 
+// TestNothingIsDecidedInDoubt: an entry that is written and reported as failed
+// holds its slot, however long it takes to find that out.
+func TestNothingIsDecidedInDoubt(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, nth(0))
+	fault := errors.New("disk on fire")
+	var broken atomic.Bool
+	q := embedded(l) // it is idle
+	add, size := q.add, q.size
+	q.add = func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
+		f := add(ctx, e)
+		if !broken.Load() {
+			return f
+		}
+		return func() (tessera.Index, error) { f(); return tessera.Index{}, fault }
+	}
+	q.size = func(ctx context.Context) (uint64, error) {
+		if broken.Load() {
+			return 0, fault
+		}
+		return size(ctx)
+	}
+	broken.Store(true)
+	if _, err := r.submit(l, nth(1)); !errors.Is(err, ErrStorage) {
+		t.Fatalf("a failed write: %v", err)
+	}
+	other := nth(1)
+	other.SHA256 = nth(2).SHA256
+	for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
+		for _, e := range []*entry.Entry{other, nth(1), nth(0)} {
+			if ack, err := r.submit(l, e); !errors.Is(err, ErrStorage) {
+				t.Fatalf("in doubt: %v, %v", ack, err)
+			}
+		}
+	}
+	broken.Store(false)
+	var conflict *ConflictError
+	waitFor(t, "the log to recover", func() bool { _, err := r.submit(l, other); return errors.As(err, &conflict) })
+	if ack := r.must(l, nth(1)); conflict.FirstIndex != 1 || ack.Index != 1 {
+		t.Errorf("conflict with %d; the entry is %d", conflict.FirstIndex, ack.Index)
+	}
+	r.replayed(l)
+}
+
 // TestFailingIndex: the index cannot be written for a while. Entries are taken
 // until so much waits that memory would not be bounded.
 func TestFailingIndex(t *testing.T) {
