@@ -540,6 +540,17 @@ func TestNothingIsDecidedInDoubt(t *testing.T) {
 	r.replayed(l)
 }
 
+// TestRecoverMissesATakenEntry: an entry that was given an index and is not in
+// the log after a failed write means that the log went back.
+func TestRecoverMissesATakenEntry(t *testing.T) {
+	q := newSequencer()
+	q.size = func(context.Context) (uint64, error) { return 3, nil }
+	q.ready[3] = &submission{}
+	if err := q.recover(t.Context()); !errors.Is(err, ErrBehind) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestFailingIndex: the index cannot be written for a while. Entries are taken
 // until so much waits that memory would not be bounded.
 func TestFailingIndex(t *testing.T) {
