@@ -104,7 +104,10 @@ run_fuzz "${FUZZTIME:-3s}" || status=1
 
 if [ "${RACE:-1}" = 1 ]; then
 	echo "race detector:"
-	go test -race -short -json -timeout 20m ./... >"$tmp/race" || status=1
+	# The hostile log goes alone, last: its rows have time limits, and beside the
+	# databases of other packages the race detector makes them late.
+	go list ./... | grep -v /internal/evillog$ | xargs go test -race -short -json -timeout 20m >"$tmp/race" || status=1
+	go test -race -short -json -timeout 20m ./internal/evillog >>"$tmp/race" || status=1
 	go run ./internal/testsum <"$tmp/race" >"$tmp/racesum" || status=1
 	grep -v '^ok' "$tmp/racesum"
 fi
