@@ -74,10 +74,11 @@ type anchor interface {
 	close()
 }
 
-// anchorFile is an open anchor file.
+// anchorFile is an anchor file. Before take has succeeded nothing may be asked of it.
 type anchorFile struct {
 	path  string
-	lock  *fileLock
+	lock  *fileLock   // nil before take
+	taken bool        // its fence is raised
 	last  anchorState // what we know it to say
 	tried anchorState // what we last tried to make it say; differs from last after a failed write
 }
@@ -97,37 +98,59 @@ func createAnchor(path, origin string) error {
 	if err := noAnchorYet(path); err != nil {
 		return err
 	}
+	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("anchor: there is no directory %s: make it, on another file system than the log's", filepath.Dir(path))
+	}
 	if err := writeDurably(path, anchorState{origin: origin, root: c2sp.EmptyRoot}.bytes(), 0o600); err != nil {
 		return fmt.Errorf("anchor: %w", err)
 	}
 	return nil
 }
 
-// openAnchor takes the anchor's lock and raises its fence, so that a server
-// that believes it still holds the anchor fails its next compare-and-swap.
+// openAnchor is take for who does not try again.
 func openAnchor(path, origin string) (*anchorFile, error) {
-	lock, err := lockFile(path + ".lock")
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, errNoAnchor
-		}
-		return nil, fmt.Errorf("anchor: %w", withoutPath(err))
-	}
-	a := &anchorFile{path: path, lock: lock}
-	if a.last, err = readAnchor(path); err == nil && a.last.origin != origin {
-		err = fmt.Errorf("%w: it belongs to log %q, not to %q", errBadAnchor, a.last.origin, origin)
-	}
-	if err == nil {
-		next := a.last
-		next.fence++
-		a.tried = a.last
-		err = a.swap(next)
-	}
-	if err != nil {
-		lock.release()
+	a := &anchorFile{path: path}
+	if err := a.take(origin); err != nil {
+		a.close()
 		return nil, err
 	}
 	return a, nil
+}
+
+// take takes the anchor's lock and raises its fence, so that a server that
+// believes it still holds the anchor fails its next compare-and-swap. After
+// ErrStorage it may be called again; once it has succeeded it does nothing.
+func (a *anchorFile) take(origin string) error {
+	if a.taken {
+		return nil
+	}
+	if a.lock == nil {
+		lock, err := lockFile(a.path + ".lock")
+		var held *LockedError
+		switch {
+		case errors.As(err, &held):
+			return fmt.Errorf("anchor: %w", err)
+		case errors.Is(err, fs.ErrNotExist):
+			return errNoAnchor
+		case err != nil:
+			return fmt.Errorf("%w: locking the anchor: %w", ErrStorage, withoutPath(err))
+		}
+		a.lock = lock
+	}
+	now, err := readAnchor(a.path)
+	if err != nil {
+		return err
+	}
+	if now.origin != origin {
+		return fmt.Errorf("%w: it belongs to log %q, not to %q", errBadAnchor, now.origin, origin)
+	}
+	a.last, a.tried = now, now
+	now.fence++
+	if err := a.swap(now); err != nil {
+		return err
+	}
+	a.taken = true
+	return nil
 }
 
 func readAnchor(path string) (anchorState, error) {
@@ -181,7 +204,11 @@ func (a *anchorFile) swap(next anchorState) error {
 	return nil
 }
 
-func (a *anchorFile) close() { a.lock.release() }
+func (a *anchorFile) close() {
+	if a.lock != nil {
+		a.lock.release()
+	}
+}
 
 // writeDurably replaces the file at path in one step: after a crash it holds
 // the old bytes or the new ones, and once writeDurably has returned, the new ones.
@@ -215,10 +242,10 @@ func syncDir(dir string) error {
 func sameFileSystem(a, b string) (bool, error) {
 	var sa, sb syscall.Stat_t
 	if err := syscall.Stat(a, &sa); err != nil {
-		return false, fmt.Errorf("%s: %w", a, err)
+		return false, &fs.PathError{Op: "stat", Path: a, Err: err}
 	}
 	if err := syscall.Stat(b, &sb); err != nil {
-		return false, fmt.Errorf("%s: %w", b, err)
+		return false, &fs.PathError{Op: "stat", Path: b, Err: err}
 	}
 	return sa.Dev == sb.Dev, nil
 }

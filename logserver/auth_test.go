@@ -722,7 +722,14 @@ func TestRotate(t *testing.T) {
 	if err := creds.stillGood(t.Context(), was); err == nil {
 		t.Error("a stream with the old secret goes on after the overlap")
 	}
+	running, err := creds.authenticate(t.Context(), presented{bearer: second})
+	if err != nil || creds.stillGood(t.Context(), running) != nil {
+		t.Fatalf("a stream with the newest secret: %v", err)
+	}
 	third, err := creds.Rotate(c.ID, 0)
+	if creds.stillGood(t.Context(), running) == nil {
+		t.Error("a stream goes on with a secret that was replaced without an overlap")
+	}
 	if err != nil || good(second) || !good(third) {
 		t.Errorf("rotated without an overlap: %v", err)
 	}
@@ -811,6 +818,52 @@ func TestQuota(t *testing.T) {
 	}
 	if err := submit("a", 4); err != nil {
 		t.Errorf("a project that is counted: %v", err)
+	}
+}
+
+// TestQuotaOfTwins: of the same entry twice at once, either may be the one that
+// is logged; together they cost one.
+func TestQuotaOfTwins(t *testing.T) {
+	q := newQuotas(time.Now)
+	by := Credential{ID: "0123456789abcdef", Quota: 1}
+	take := func(n int) (charge, error) {
+		s, err := newSubmission(func() *entry.Entry {
+			e := upload("a", fmt.Sprintf("a-%d.tar.gz", n), fmt.Sprint(n))
+			e.Registry, e.Claim = testRegistry, entry.ClaimIndex
+			return e
+		}(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q.take(by, s)
+	}
+	first, err := take(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := take(1); err != nil { // overtakes the first, and is logged
+		t.Fatal(err)
+	}
+	first.back()
+	if _, err := take(2); err == nil {
+		t.Error("two at once are a way around the quota")
+	}
+	third, err := take(1)
+	if err != nil {
+		t.Fatalf("the same again: %v", err)
+	}
+	third.back()
+	if _, err := take(2); err == nil {
+		t.Error("the same again gives back what was paid for it")
+	}
+
+	q = newQuotas(time.Now) // both refused
+	a, _ := take(1)
+	b, _ := take(1)
+	a.back()
+	b.back()
+	if _, err := take(2); err != nil {
+		t.Errorf("refused entries used up the quota: %v", err)
 	}
 }
 

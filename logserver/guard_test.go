@@ -505,6 +505,59 @@ func TestSignIsIdempotent(t *testing.T) {
 	}
 }
 
+// TestAnchorOutAtStart: an anchor that cannot be read or locked when the server
+// starts is trouble that passes; one that is missing, or another server's, is not.
+func TestAnchorOutAtStart(t *testing.T) {
+	for _, name := range []string{"", ".lock"} {
+		t.Run("anchor"+name, func(t *testing.T) {
+			r := newRig(t, 1, 1)
+			l := r.ready()
+			ack := r.must(l, nth(0))
+			l.Close()
+			path, aside := r.anchor+name, filepath.Join(t.TempDir(), "aside")
+			if err := errors.Join(os.Rename(path, aside), os.Mkdir(path, 0o700)); err != nil { // reads and opens fail
+				t.Fatal(err)
+			}
+			signed := r.witnesses[0].asked.Load()
+			l = r.open()
+			waitFor(t, "the reason", func() bool { return errors.Is(l.Status().Reason, ErrStorage) })
+			if s := l.Status(); s.Writable || s.Latched || strings.Contains(l.Ready().Error(), r.anchor) {
+				t.Errorf("%+v", s)
+			}
+			if r.witnesses[0].asked.Load() != signed {
+				t.Error("witnesses were asked without an anchor")
+			}
+			if err := errors.Join(os.Remove(path), os.Rename(aside, path)); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the log to take submissions", func() bool { return l.Status().Writable })
+			if again := r.must(l, nth(0)); again.Index != ack.Index {
+				t.Errorf("index %d became %d", ack.Index, again.Index)
+			}
+			if l := r.must(l, nth(1)); l.Index != 1 {
+				t.Errorf("index %d", l.Index)
+			}
+		})
+	}
+}
+
+// TestReasonNamesNoPath: why the engine does not open is told to everybody.
+func TestReasonNamesNoPath(t *testing.T) {
+	r := newRig(t, 0, 0)
+	version := filepath.Join(r.dir, engineDir, ".state", "version")
+	if err := errors.Join(os.Remove(version), os.Mkdir(version, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(t.Context(), r.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.Ready(); err == nil || strings.Contains(err.Error(), r.dir) || strings.Contains(err.Error(), "version") {
+		t.Errorf("ready: %v", err)
+	}
+}
+
 // TestAnchorAfterUncertainWrite: a write that failed may have happened.
 func TestAnchorAfterUncertainWrite(t *testing.T) {
 	r := newRig(t, 0, 0)

@@ -91,8 +91,10 @@ type Log struct {
 	// Of the embedded engine; nil where it could not be opened.
 	engine *engine
 	anchor anchor
-	pub    *publisher // of a shared log too
-	shared *shared    // nil unless the log is shared
+	// takeAnchor makes anchor this server's; makeSure calls it until it has.
+	takeAnchor func() error
+	pub        *publisher // of a shared log too
+	shared     *shared    // nil unless the log is shared
 
 	streams *streams     // progress of named streams; nil: none is remembered
 	who     attributions // who logged what; set once the log takes submissions
@@ -280,18 +282,31 @@ func (l *Log) loadPublished() error {
 // openWriteSide opens what is needed to take submissions. Its errors leave the
 // log readable.
 func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
-	anchor, err := openAnchor(id.Anchor, id.Origin)
-	if err != nil {
-		return err
-	}
+	anchor := &anchorFile{path: id.Anchor}
 	l.anchor = anchor
-	if same, err := sameFileSystem(l.cfg.Dir, id.Anchor); err != nil {
+	l.takeAnchor = func() error {
+		if err := anchor.take(id.Origin); err != nil {
+			return err
+		}
+		same, err := sameFileSystem(l.cfg.Dir, id.Anchor)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w: the anchor's file system: %w", ErrStorage, withoutPath(err))
+		case same && !l.cfg.AnchorBeside:
+			return errors.New("the anchor is on the log's own file system: a restored backup would bring both back and fork the log; move it, or allow it with --anchor-beside")
+		}
+		return nil
+	}
+	// A disk that fails now is no verdict: begin tries again.
+	if err := l.takeAnchor(); err != nil && !errors.Is(err, ErrStorage) {
 		return err
-	} else if same && !l.cfg.AnchorBeside {
-		return errors.New("the anchor is on the log's own file system: a restored backup would bring both back and fork the log; move it, or allow it with --anchor-beside")
 	}
 	if l.engine, err = openPOSIX(ctx, filepath.Join(l.cfg.Dir, engineDir)); err != nil {
-		return err
+		if errors.Is(err, ErrBehind) || errors.Is(err, ErrStorage) {
+			return err
+		}
+		l.cfg.Logger.Error("the storage engine does not open", "err", err) // its words name files, and readers hear of it
+		return fmt.Errorf("%w: the storage engine does not open: the server's log says why", ErrStorage)
 	}
 	l.lookup.readUpTo(func() (uint64, error) { return l.engine.size(context.Background()) })
 	l.pub = &publisher{
@@ -365,9 +380,12 @@ func (l *Log) begin(ctx, ending, publishing context.Context) {
 	}
 }
 
-// makeSure compares the storage with the anchor, the public checkpoint and the
+// makeSure takes the anchor, and compares the storage with the anchor, the public checkpoint and the
 // witnesses, and replays the tail.
 func (l *Log) makeSure(ctx context.Context) error {
+	if err := l.takeAnchor(); err != nil {
+		return err
+	}
 	size, err := l.engine.size(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))

@@ -6,7 +6,9 @@ package logserver
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -239,6 +241,38 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 	}
 	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("the stream ends with %v", err)
+	}
+}
+
+// TestReadOnlyThatCannotTell: who cannot read a log's credentials does not know
+// that it is private, and serves it to nobody.
+func TestReadOnlyThatCannotTell(t *testing.T) {
+	r := newRig(t, 0, 0)
+	l := r.ready()
+	r.must(l, nth(0))
+	l.Close()
+	tokens := filepath.Join(r.dir, TokensFile)
+	if err := os.Chmod(tokens, 0o644); err != nil { // refused like a file that may not be read
+		t.Fatal(err)
+	}
+	cfg := ReadOnlyConfig{Dir: r.dir, State: t.TempDir(), Logger: slog.New(slog.DiscardHandler), Now: time.Now}
+	if l, err := OpenReadOnly(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--private") {
+		if l != nil {
+			l.Close()
+		}
+		t.Fatalf("opened to everybody: %v", err)
+	}
+	for what, change := range map[string]func(*ReadOnlyConfig){
+		"private":               func(c *ReadOnlyConfig) { c.Private = true },
+		"public, as it is told": func(c *ReadOnlyConfig) { c.Tokens = filepath.Join(t.TempDir(), "none.json") },
+	} {
+		c := cfg
+		change(&c)
+		l, err := OpenReadOnly(t.Context(), c)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		l.Close()
 	}
 }
 

@@ -19,7 +19,7 @@ const (
 	// bound must not be a way around it. Some 15 MiB at most.
 	maxQuotas = 1 << 18
 	// maxCharged entries are known to have been charged: the same again, as when
-	// an answer was lost, costs nothing and is let in when the quota is used up.
+	// an answer was lost, shares the charge and is let in when the quota is used up.
 	// Beyond, the same again is charged again until it is found to be the same.
 	maxCharged = 1 << 18
 )
@@ -31,19 +31,22 @@ type quotas struct {
 	mu   sync.Mutex
 	day  int64               // guarded by mu; of the counts, since 1970 (UTC)
 	used map[[16]byte]uint32 // guarded by mu; by credential and project
-	paid map[[16]byte]bool   // guarded by mu; the entries, by credential and identity
+	paid map[[16]byte]uint32 // guarded by mu; by credential and identity of the entry: how many share its charge
 }
 
 func newQuotas(now func() time.Time) *quotas {
-	return &quotas{now: now, max: maxQuotas, used: map[[16]byte]uint32{}, paid: map[[16]byte]bool{}}
+	return &quotas{now: now, max: maxQuotas, used: map[[16]byte]uint32{}, paid: map[[16]byte]uint32{}}
 }
 
 const daySeconds = 24 * 60 * 60
 
-// charge is what one entry took of a quota; the zero charge took nothing.
+// charge is what one entry took of a quota, or its share in what the same entry
+// took before; the zero charge took nothing. It is given back when the last that
+// shares it is: of several that come at once any may be the one that is logged.
 type charge struct {
 	of             *quotas
 	project, entry [16]byte
+	alone          bool // it is shared with nobody
 	day            int64
 }
 
@@ -69,8 +72,9 @@ func (q *quotas) take(by Credential, s *submission) (charge, error) {
 		clear(q.used)
 		clear(q.paid)
 	}
-	if q.paid[identity] {
-		return charge{}, nil
+	if q.paid[identity] > 0 {
+		q.paid[identity]++
+		return charge{q, project, identity, false, day}, nil
 	}
 	used, counted := q.used[project]
 	switch {
@@ -80,10 +84,11 @@ func (q *quotas) take(by Credential, s *submission) (charge, error) {
 		return charge{}, &limitError{reasonQuota, fmt.Sprintf("tokens with a quota have logged for %d projects today, which is as many as are counted", q.max), tomorrow}
 	}
 	q.used[project] = used + 1
-	if len(q.paid) < maxCharged {
-		q.paid[identity] = true
+	alone := len(q.paid) >= maxCharged
+	if !alone {
+		q.paid[identity] = 1
 	}
-	return charge{q, project, identity, day}, nil
+	return charge{q, project, identity, alone, day}, nil
 }
 
 // back gives back what an entry took that was not logged anew.
@@ -93,8 +98,16 @@ func (c charge) back() {
 	}
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
-	if c.of.day == c.day && c.of.used[c.project] > 0 {
-		c.of.used[c.project]--
+	if c.of.day != c.day {
+		return
+	}
+	if !c.alone {
+		if c.of.paid[c.entry]--; c.of.paid[c.entry] > 0 {
+			return
+		}
 		delete(c.of.paid, c.entry)
+	}
+	if c.of.used[c.project] > 0 {
+		c.of.used[c.project]--
 	}
 }

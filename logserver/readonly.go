@@ -192,7 +192,10 @@ func (cfg *ReadOnlyConfig) storage(f *follower) (src tileSource, tokens string, 
 
 func (l *Log) openReadOnly(ctx context.Context, tokens string) (err error) {
 	if l.Tokens, err = OpenTokens(tokens, l.cfg.Now); err != nil {
-		l.cfg.Logger.Error("credentials cannot be read; a private log lets nobody in meanwhile", "err", err)
+		if !l.cfg.Private {
+			return fmt.Errorf("it cannot be told whether this log is private: %w: serve it as a user who can read them, or with --private; for a public log --tokens can name another file, which need not be there", err)
+		}
+		l.cfg.Logger.Error("credentials cannot be read; nobody is let in until they can be", "err", err)
 	}
 	if err := l.meantPrivate(); err != nil {
 		return err

@@ -51,6 +51,7 @@ type Credential struct {
 	Revoked  string       `json:"revoked,omitempty"` // entry.TimeFormat
 
 	until time.Time // of what was shown this time; zero: no end of its own
+	shown string    // hash of the secret that was shown this time; empty: not a bearer token
 }
 
 // OldSecret is a secret that was replaced, good until Ends.
@@ -403,6 +404,9 @@ func (c *Credentials) stillGood(ctx context.Context, was Credential) error {
 	if !was.until.IsZero() && !c.now().Before(was.until) {
 		return &refusal{reason: reasonExpired, id: was.ID}
 	}
+	if was.shown != "" && was.shown != t.Hash && !slices.ContainsFunc(t.Old, func(o OldSecret) bool { return o.Hash == was.shown && c.stamp(0) < o.Ends }) {
+		return &refusal{reason: reasonExpired, id: was.ID, detail: "its secret was replaced"}
+	}
 	return c.live(t)
 }
 
@@ -432,9 +436,8 @@ func (c *Credentials) bearer(byID map[string]Credential, token string) (Credenti
 		return Credential{}, &refusal{reason: reasonSecret, id: t.ID}
 	}
 	sum := sha256.Sum256(secret)
-	is := func(hash string) bool {
-		return subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(hash)) == 1
-	}
+	t.shown = hex.EncodeToString(sum[:])
+	is := func(hash string) bool { return subtle.ConstantTimeCompare([]byte(t.shown), []byte(hash)) == 1 }
 	if !is(t.Hash) {
 		old := slices.IndexFunc(t.Old, func(o OldSecret) bool { return is(o.Hash) })
 		if old < 0 {
