@@ -107,6 +107,9 @@ every day.`,
 		if err := printOutcome(cmd, o, err, *asJSON, "restored"); err != nil {
 			return err
 		}
+		if _, err := os.Stat(filepath.Join(*to, logserver.TokensFile)); err == nil {
+			fmt.Fprintln(cmd.ErrOrStderr(), "portbook-log: its credentials are as old as the backup: before it is served revoke again what was revoked since (portbook-log token list)")
+		}
 		id, err := logserver.ReadIdentity(*to)
 		if err != nil {
 			return err
