@@ -18,6 +18,9 @@ import (
 // Two parties who exchange two lines and nothing else: the log's invitation, and
 // the witness's answer, of which the log makes its policy. Then it publishes.
 func TestTwoPartiesTwoLines(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it is about other processes, which the race detector does not see")
+	}
 	dir := t.TempDir()
 	theirs := filepath.Join(dir, "portbook-log")
 	do := func(stdin, name string, args ...string) string {

@@ -75,6 +75,9 @@ func (c *collector) find(service string, fits func(span) bool) *span {
 // one submission through the spans that all three sides export: index → log,
 // linked to the round that published it → witness.
 func TestTraceFromIndexToWitness(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it is about other processes, which the race detector does not see")
+	}
 	dir := t.TempDir()
 	for _, name := range []string{"portbook-log", "portbook-witness"} {
 		run(t, "go", "build", "-o", filepath.Join(dir, name), "github.com/portbook/portbook/cmd/"+name)
