@@ -25,6 +25,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"hash/crc32"
 	"io"
 	"io/fs"
@@ -433,6 +434,9 @@ func (x *index) mergeRuns(group []*indexRun) error {
 			failed = errClosing
 		}
 	})
+	if failed != nil && err == nil { // it was written all the same
+		failed = errors.Join(failed, merged.file.Close(), os.Remove(filepath.Join(x.dir, runName(n))))
+	}
 	if err = errors.Join(failed, err); err != nil {
 		return err
 	}
@@ -453,10 +457,14 @@ func (x *index) mergeRuns(group []*indexRun) error {
 	return nil
 }
 
-// mergePostings yields the postings of runs that follow each other, in order.
+// mergePostings yields the postings of runs that follow each other, in order. It
+// fails if one of them has been damaged since it was opened; what was yielded
+// then counts for nothing.
 func mergePostings(group []*indexRun, from uint64, yield func(key, rel uint64) bool) error {
 	type source struct {
+		run  *indexRun
 		in   *bufio.Reader
+		sum  hash.Hash32 // of what in has read
 		left uint64
 		base uint64
 		key  uint64
@@ -477,7 +485,8 @@ func mergePostings(group []*indexRun, from uint64, yield func(key, rel uint64) b
 		if r.postings == 0 {
 			continue
 		}
-		s := &source{in: bufio.NewReaderSize(io.NewSectionReader(r.file, r.start, int64(r.postings)*postingSize), 256<<10), left: r.postings, base: r.from - from}
+		s := &source{run: r, sum: crc32.New(castagnoli), left: r.postings, base: r.from - from}
+		s.in = bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(r.file, r.start, int64(r.postings)*postingSize), s.sum), 256<<10)
 		if err := next(s); err != nil {
 			return err
 		}
@@ -495,6 +504,9 @@ func mergePostings(group []*indexRun, from uint64, yield func(key, rel uint64) b
 			return nil
 		}
 		if s.left == 0 {
+			if s.sum.Sum32() != s.run.sum {
+				return fmt.Errorf("run %d was damaged while the log was open: stop the server and start it again, which makes the index anew", s.run.number)
+			}
 			sources = slices.Delete(sources, best, best+1)
 		} else if err := next(s); err != nil {
 			return err
@@ -620,7 +632,8 @@ type indexRun struct {
 	number   uint64
 	from, to uint64
 	postings uint64
-	start    int64 // of the postings in the file
+	sum      uint32 // of the postings, CRC-32C
+	start    int64  // of the postings in the file
 	file     *os.File
 	filter   filter
 	fence    []uint32 // by the highest bits of a key: the place of its first posting
@@ -692,7 +705,8 @@ func (r *indexRun) fill(postings func(yield func(key, rel uint64) bool)) error {
 	if err = errors.Join(err, out.Flush()); err != nil {
 		return err
 	}
-	head := r.header(sum.Sum32())
+	r.sum = sum.Sum32()
+	head := r.header(r.sum)
 	_, err = r.file.WriteAt(head, 0)
 	return err
 }
@@ -753,7 +767,7 @@ func (r *indexRun) read() error {
 	}
 	r.from, r.to, r.postings = binary.BigEndian.Uint64(head[8:]), binary.BigEndian.Uint64(head[16:]), binary.BigEndian.Uint64(head[24:])
 	words := binary.BigEndian.Uint64(head[32:])
-	if r.postings > maxPostings || words > 1<<32 || uint64(info.Size()) != headerSize+words*8+r.postings*postingSize {
+	if r.to < r.from || r.to-r.from > 1<<32 || r.postings > maxPostings || words != filterWords(r.to-r.from) || uint64(info.Size()) != headerSize+words*8+r.postings*postingSize {
 		return errRun
 	}
 	raw := make([]byte, words*8)
@@ -765,27 +779,32 @@ func (r *indexRun) read() error {
 		r.filter[i] = binary.BigEndian.Uint64(raw[8*i:])
 	}
 	r.start = int64(headerSize + len(raw))
-	want := binary.BigEndian.Uint32(head[40:])
-	if !bytes.Equal(r.header(want)[:headerSize], head) {
+	r.sum = binary.BigEndian.Uint32(head[40:])
+	if !bytes.Equal(r.header(r.sum)[:headerSize], head) {
 		return errRun
 	}
 	r.fences()
 	sum := crc32.New(castagnoli)
 	in = bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(r.file, r.start, int64(r.postings)*postingSize), sum), buffer)
 	var p [postingSize]byte
-	place := uint64(0)
+	var place, lastKey, lastRel uint64
 	for i := range r.postings {
 		if _, err := io.ReadFull(in, p[:]); err != nil {
 			return err
 		}
-		for key, _ := parsePosting(p[:]); place <= key>>r.shift; place++ {
+		key, rel := parsePosting(p[:])
+		if rel >= r.to-r.from || key < lastKey || key == lastKey && rel < lastRel || key&1 == 1 && !r.filter.has(key) {
+			return errRun
+		}
+		lastKey, lastRel = key, rel
+		for ; place <= key>>r.shift; place++ {
 			r.fence[place] = uint32(i)
 		}
 	}
 	for ; place < uint64(len(r.fence)); place++ {
 		r.fence[place] = uint32(r.postings)
 	}
-	if sum.Sum32() != want {
+	if sum.Sum32() != r.sum {
 		return errRun
 	}
 	return nil
@@ -890,7 +909,9 @@ type filter []uint64
 
 const blockWords = 8
 
-func newFilter(entries uint64) filter { return make(filter, (entries*12/512+1)*blockWords) }
+func newFilter(entries uint64) filter { return make(filter, filterWords(entries)) }
+
+func filterWords(entries uint64) uint64 { return (entries*12/512 + 1) * blockWords }
 
 // block is the key's block, and the hash that its bits come from.
 func (f filter) block(key uint64) (filter, uint64) {
