@@ -43,7 +43,13 @@ func childMain(args []string) error {
 	if err != nil {
 		return err
 	}
-	l, err := Open(context.Background(), Config{Dir: args[0], Signer: signer, Policy: policy, AnchorBeside: true,
+	var rate, inFlight int // 0: as usual
+	if limits := os.Getenv(limitsEnv); limits != "" {
+		if _, err := fmt.Sscan(limits, &rate, &inFlight); err != nil {
+			return err
+		}
+	}
+	l, err := Open(context.Background(), Config{Dir: args[0], MaxRate: rate, MaxInFlight: inFlight, Signer: signer, Policy: policy, AnchorBeside: true,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Interval: 10 * time.Millisecond,
 		testEnding: func(step string) {
 			if step == os.Getenv(dieEnv) {
@@ -67,8 +73,9 @@ func childMain(args []string) error {
 }
 
 const (
-	childEnv = "PORTBOOK_LOG_TEST_SERVER"
-	dieEnv   = "PORTBOOK_LOG_TEST_DIE" // the step of Log.end at which it kills itself
+	childEnv  = "PORTBOOK_LOG_TEST_SERVER"
+	limitsEnv = "PORTBOOK_LOG_TEST_LIMITS" // MaxRate and MaxInFlight
+	dieEnv    = "PORTBOOK_LOG_TEST_DIE"    // the step of Log.end at which it kills itself
 )
 
 type child struct {
