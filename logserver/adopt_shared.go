@@ -66,7 +66,7 @@ func AdoptShared(ctx context.Context, dsn string, engine SharedEngine, log Adopt
 			if _, err := tx.Exec(ctx, "INSERT INTO anchor (origin, size, root, fence) VALUES ($1, $2, $3, 0)", id.Origin, int64(log.Size), log.Root[:]); err != nil {
 				return err
 			}
-			_, err := tx.Exec(ctx, "INSERT INTO log (identity, engine, published, checkpoint) VALUES ($1, $2, $3, $4)", identity, engine.Name(), int64(published), append([]byte{}, log.Published...))
+			_, err := tx.Exec(ctx, "INSERT INTO log (identity, engine, published, checkpoint, logged_from) VALUES ($1, $2, $3, $4, $5)", identity, engine.Name(), int64(published), append([]byte{}, log.Published...), int64(log.Size))
 			return err
 		}
 		var have struct {

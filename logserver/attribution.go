@@ -7,7 +7,8 @@ package logserver
 // It is an append-only file in the log's directory, written durably before
 // anyone is told of an index. Who can change the file can at most blame, or
 // hide, a credential before the operator; losing it loses attribution alone, and
-// the log goes on with a new one. A shared log keeps no record yet.
+// the log goes on with a new one. A shared log keeps its record in its database:
+// see shared_logged.go.
 //
 // An entry that is in the log without a record, because the server was killed in
 // between, is recorded when somebody is acknowledged for it, as "late": by whom
@@ -372,13 +373,19 @@ func runsOf(subs []*submission) []Attributed {
 	slices.SortFunc(ordered, func(x, y *submission) int { return compareUint(x.index, y.index) })
 	var runs []Attributed
 	for _, s := range ordered {
-		if last := len(runs) - 1; last >= 0 && runs[last].By == s.by && runs[last].First+runs[last].Count == s.index {
-			runs[last].Count++
-			continue
-		}
-		runs = append(runs, Attributed{First: s.index, Count: 1, By: s.by})
+		runs = addRun(runs, Attributed{First: s.index, Count: 1, By: s.by})
 	}
 	return runs
+}
+
+// addRun appends x to runs, as part of the last one if it goes on with it.
+func addRun(runs []Attributed, x Attributed) []Attributed {
+	if last := len(runs) - 1; last >= 0 && runs[last].By == x.By && runs[last].Late == x.Late &&
+		runs[last].First+runs[last].Count == x.First && runs[last].Time.Equal(x.Time) {
+		runs[last].Count += x.Count
+		return runs
+	}
+	return append(runs, x)
 }
 
 // Attribution is what a record says.
@@ -501,12 +508,7 @@ func (a *Attribution) take(payload []byte, first bool) error {
 				return errors.New("a run that cannot be")
 			}
 			x := Attributed{First: next + gap, Count: count, By: ids[which], Time: at, Late: mark == lateMark}
-			if last := len(a.runs) - 1; last >= 0 && a.runs[last].By == x.By && a.runs[last].Late == x.Late &&
-				a.runs[last].First+a.runs[last].Count == x.First && a.runs[last].Time.Equal(x.Time) {
-				a.runs[last].Count += count
-			} else {
-				a.runs = append(a.runs, x)
-			}
+			a.runs = addRun(a.runs, x)
 			next += gap + count
 		}
 	default:
@@ -567,34 +569,45 @@ func Entries(ctx context.Context, dir string, runs []Attributed) iter.Seq2[Attri
 			yield(AttributedEntry{}, err)
 			return
 		}
-		t := tree{ctx, directory(filepath.Join(dir, engineDir)), int64(p.Size), nil}
-		for _, r := range runs {
-			for at, end := r.First, r.First+r.Count; at < end; {
-				n := min(end-at, tileWidth-at%tileWidth) // of one bundle
-				var leaves [][]byte
-				if at < p.Size {
-					if err := ctx.Err(); err != nil {
-						yield(AttributedEntry{}, err)
-						return
-					}
-					if leaves, err = t.leaves(int64(at), int(min(n, p.Size-at))); err != nil {
-						yield(AttributedEntry{}, err)
-						return
-					}
+		entriesOf(tree{ctx, directory(filepath.Join(dir, engineDir)), int64(p.Size), nil}, runs, yield)
+	}
+}
+
+// EntriesIn is Entries for a log of the given size whose tiles are in files.
+func EntriesIn(ctx context.Context, files Files, size uint64, runs []Attributed) iter.Seq2[AttributedEntry, error] {
+	return func(yield func(AttributedEntry, error) bool) {
+		entriesOf(tree{ctx, filesSource{files}, int64(size), nil}, runs, yield)
+	}
+}
+
+func entriesOf(t tree, runs []Attributed, yield func(AttributedEntry, error) bool) {
+	size := uint64(t.size)
+	for _, r := range runs {
+		for at, end := r.First, r.First+r.Count; at < end; {
+			n := min(end-at, tileWidth-at%tileWidth) // of one bundle
+			var leaves [][]byte
+			if at < size {
+				err := t.ctx.Err()
+				if err == nil {
+					leaves, err = t.leaves(int64(at), int(min(n, size-at)))
 				}
-				for i := range n {
-					x := AttributedEntry{Index: at + i, Time: r.Time, Late: r.Late}
-					if i < uint64(len(leaves)) {
-						if e, err := entry.Parse(leaves[i]); err == nil {
-							x.Entry = e
-						}
-					}
-					if !yield(x, nil) {
-						return
-					}
+				if err != nil {
+					yield(AttributedEntry{}, err)
+					return
 				}
-				at += n
 			}
+			for i := range n {
+				x := AttributedEntry{Index: at + i, Time: r.Time, Late: r.Late}
+				if i < uint64(len(leaves)) {
+					if e, err := entry.Parse(leaves[i]); err == nil {
+						x.Entry = e
+					}
+				}
+				if !yield(x, nil) {
+					return
+				}
+			}
+			at += n
 		}
 	}
 }

@@ -5,8 +5,8 @@ package logserver
 // engine that orders the entries keeps its own data in.
 //
 // Who can change this database can make the log accept a second digest for a
-// file name, hold back submissions, let strangers submit, and stop the log;
-// never make it show two histories: what it signs must extend what the tiles,
+// file name, hold back submissions, let strangers submit, blame or hide a
+// credential, and stop the log; never make it show two histories: what it signs must extend what the tiles,
 // the public checkpoint and the witnesses show.
 
 import (

@@ -2,7 +2,7 @@ package logserver
 
 // How the database of a shared log is made anew: for a log that was moved to
 // Trillian, or whose database was lost or went back. Everything in it follows
-// from the tiles but the credentials and what was on its way.
+// from the tiles but the credentials, who logged what, and what was on its way.
 
 import (
 	"context"
@@ -21,8 +21,9 @@ import (
 // engine. Every frontend must be stopped. The anchor becomes the newest
 // checkpoint of this log's own that is found: in the database, and beside the
 // tiles. At the next start the witnesses are heard as always, so that a tree
-// older than what they hold is not signed. Reservations are kept; credentials
-// are kept if there are any.
+// older than what they hold is not signed. Reservations are kept; so are the
+// credentials, and who logged what the database knew to be signed, if they are
+// there.
 func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger *slog.Logger, key *c2sp.Key, also ...*c2sp.Key) error {
 	id, identity, err := sharedIdentity(key, also)
 	if err != nil {
@@ -53,12 +54,16 @@ func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger 
 	if !elected {
 		return errors.New("a publisher is running: stop every frontend first")
 	}
+	head, err := engine.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("the engine %s: %w", engine.Name(), err)
+	}
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		root := c2sp.EmptyRoot
 		if _, err := tx.Exec(ctx, "INSERT INTO anchor (origin, size, root, fence) VALUES ($1, 0, $2, 0) ON CONFLICT DO NOTHING", id.Origin, root[:]); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "INSERT INTO log (identity, engine) VALUES ($1, $2) ON CONFLICT DO NOTHING", identity, engine.Name()); err != nil {
+		if _, err := tx.Exec(ctx, "INSERT INTO log (identity, engine, logged_from) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", identity, engine.Name(), int64(head)); err != nil {
 			return err
 		}
 		state, err := readState(ctx, tx, nil)
@@ -78,7 +83,12 @@ func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger 
 				return err
 			}
 		}
-		return nil
+		// Of what was signed it is made sure that it is still the same.
+		var signed int64
+		if err := tx.QueryRow(ctx, "SELECT size FROM anchor").Scan(&signed); err != nil {
+			return err
+		}
+		return forgetLogged(ctx, tx, uint64(signed))
 	})
 	if err != nil {
 		return databaseTrouble(err)

@@ -360,9 +360,10 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	}
 	slices.SortFunc(try, func(a, b *sharedFlight) int { return bytes.Compare(a.own.key[:], b.own.key[:]) })
 	var ids, keys, digests, leaves, alones, policies, needed, slotKeys [][]byte
-	var registries, ecosystems []string
+	var registries, ecosystems, by []string
 	for _, f := range try {
 		s := f.own
+		by = append(by, s.by)
 		ids, keys, digests, leaves = append(ids, f.id[:]), append(keys, s.key[:]), append(digests, s.digest), append(leaves, s.leaf)
 		alones, policies = append(alones, aloneNeed(s)), append(policies, policyNeed(s))
 		for _, n := range s.needs {
@@ -389,9 +390,9 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
 		return r.Scan(&state.tail, &state.open, &state.latched, &state.unsafe)
 	})
-	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy)
-		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])
-		ON CONFLICT (key) WHERE idx IS NULL DO NOTHING RETURNING id`, ids, keys, digests, leaves, alones, policies).Query(func(r pgx.Rows) error {
+	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy, by)
+		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[])
+		ON CONFLICT (key) WHERE idx IS NULL DO NOTHING RETURNING id`, ids, keys, digests, leaves, alones, policies, by).Query(func(r pgx.Rows) error {
 		for r.Next() {
 			var id []byte
 			if err := r.Scan(&id); err != nil {

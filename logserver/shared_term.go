@@ -432,20 +432,26 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 	err := fenced(ctx, t.pool, t.fence, func(tx pgx.Tx) error {
 		rows := mapRows{map[[32]byte]*slotRow{}, map[[2]string]string{}, map[[32]byte]bool{}, map[[2]string]bool{}}
 		known := map[submissionID]bool{}
+		by := map[uint64]string{} // who reserved what, by index
 		b := &pgx.Batch{}
 		arrive := `UPDATE submissions s SET idx = u.idx, leaf = '' FROM unnest($1::bytea[], $2::bigint[], $3::bytea[]) u (id, idx, hash)
-			WHERE s.id = u.id AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id`
+			WHERE s.id = u.id AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id, s.idx, s.by`
 		if submissions == nil { // from the tiles, which have no IDs
 			arrive = `UPDATE submissions s SET idx = u.idx, leaf = '' FROM unnest($2::bigint[], $3::bytea[]) u (idx, hash)
-				WHERE $1::bytea[] IS NULL AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id`
+				WHERE $1::bytea[] IS NULL AND s.idx IS NULL AND sha256('\x00'::bytea || s.leaf) = u.hash RETURNING s.id, s.idx, s.by`
 		}
 		b.Queue(arrive, ids, indexes, hashes).Query(func(r pgx.Rows) error {
 			for r.Next() {
 				var id []byte
-				if err := r.Scan(&id); err != nil {
+				var index int64
+				var who *string
+				if err := r.Scan(&id, &index, &who); err != nil {
 					return err
 				}
 				known[submissionID(id)] = true
+				if who != nil {
+					by[uint64(index)] = *who
+				}
 			}
 			return r.Err()
 		})
@@ -463,6 +469,15 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 			}
 		}
 		if err := rows.write(ctx, tx); err != nil {
+			return err
+		}
+		var runs []Attributed
+		for i := uint64(from); i < uint64(to); i++ {
+			if who, known := by[i]; known {
+				runs = addRun(runs, Attributed{First: i, Count: 1, By: who})
+			}
+		}
+		if err := (&sharedAttribution{db: tx}).record(ctx, runs); err != nil {
 			return err
 		}
 		tag, err := tx.Exec(ctx, "UPDATE log SET integrated = $1 WHERE integrated = $2", to, from)

@@ -15,47 +15,88 @@ import (
 	"iter"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/portbook/portbook/client/submit"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/logserver"
+	"github.com/portbook/portbook/logserver/trillian"
 	"github.com/spf13/cobra"
 )
 
 // loggedFlags say what of which credential.
-type loggedFlags struct{ dir, since *string }
-
-func loggedIn(cmd *cobra.Command) loggedFlags {
-	return loggedFlags{dirFlag(cmd), cmd.Flags().String("since", "", "only what was recorded at this `TIME` or later: YYYY-MM-DDTHH:MM:SSZ")}
+type loggedFlags struct {
+	credentialFlags
+	since *string
 }
 
-// runs are a credential's entries; unknown, if id is empty, those of nobody. It
-// warns of what it cannot know.
-func (f loggedFlags) runs(cmd *cobra.Command, id string) ([]logserver.Attributed, error) {
+func loggedIn(cmd *cobra.Command) loggedFlags {
+	return loggedFlags{credentialsIn(cmd), cmd.Flags().String("since", "", "only what was recorded at this `TIME` or later: YYYY-MM-DDTHH:MM:SSZ")}
+}
+
+// find is the credential with an ID.
+func (f loggedFlags) find(ctx context.Context, id string) (logserver.Credential, error) {
+	creds, done, err := f.open(ctx)
+	if err != nil {
+		return logserver.Credential{}, err
+	}
+	defer done()
+	for _, t := range creds.List() {
+		if t.ID == id {
+			return t, nil
+		}
+	}
+	return logserver.Credential{}, cli.Exit(cli.Refused, fmt.Errorf("no token has the ID %q: list them to see which there are", id))
+}
+
+// identity is the log's.
+func (f loggedFlags) identity(ctx context.Context) (logserver.Identity, error) {
+	if *f.database != "" {
+		return logserver.ReadSharedIdentity(ctx, *f.database)
+	}
+	id, err := logserver.ReadIdentity(*f.dir)
+	if err != nil {
+		err = cli.Exit(cli.Refused, err)
+	}
+	return id, err
+}
+
+// read reads the record of who logged what, and the size of the log.
+func (f loggedFlags) read(ctx context.Context) (*logserver.Attribution, uint64, error) {
+	if *f.database != "" {
+		return logserver.ReadSharedAttribution(ctx, *f.database)
+	}
+	record, err := logserver.ReadAttribution(*f.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, cli.Exit(cli.Refused, fmt.Errorf("%s has no record of who logged what: it begins when the log takes its first submissions", *f.dir))
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	p, _, err := logserver.Ended(*f.dir)
+	return record, p.Size, err
+}
+
+// runs are a credential's entries, and the size of the log; unknown, if id is
+// empty, those of nobody. It warns of what it cannot know.
+func (f loggedFlags) runs(cmd *cobra.Command, id string) ([]logserver.Attributed, uint64, error) {
 	var since time.Time
 	if *f.since != "" {
 		var err error
 		if since, err = time.Parse(entry.TimeFormat, *f.since); err != nil {
-			return nil, cli.Usagef("--since %s: want YYYY-MM-DDTHH:MM:SSZ, in UTC", *f.since)
+			return nil, 0, cli.Usagef("--since %s: want YYYY-MM-DDTHH:MM:SSZ, in UTC", *f.since)
 		}
 	}
-	if _, err := logserver.ReadIdentity(*f.dir); err != nil {
-		return nil, cli.Exit(cli.Refused, err)
+	if _, err := f.identity(cmd.Context()); err != nil {
+		return nil, 0, err
 	}
-	record, err := logserver.ReadAttribution(*f.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, cli.Exit(cli.Refused, fmt.Errorf("%s has no record of who logged what: it begins when the log takes its first submissions", *f.dir))
-	}
+	record, size, err := f.read(cmd.Context())
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	p, _, err := logserver.Ended(*f.dir)
-	if err != nil {
-		return nil, err
-	}
-	unknown, begins := record.Unknown(p.Size)
+	unknown, begins := record.Unknown(size)
 	warn := func(format string, args ...any) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "portbook-log: warning: "+format+"\n", args...)
 	}
@@ -63,12 +104,16 @@ func (f loggedFlags) runs(cmd *cobra.Command, id string) ([]logserver.Attributed
 		warn("the record begins at entry %d: nothing says who logged the entries before it", begins)
 	}
 	if id == "" {
-		return unknown, nil
+		return unknown, size, nil
+	}
+	why := "a server was killed in between"
+	if *f.database != "" {
+		why = "a server of an older version took them, or the database was made anew"
 	}
 	for _, r := range unknown {
-		warn("nothing says who logged the entries %d to %d: a server was killed in between; see token entries --unknown", r.First, r.First+r.Count-1)
+		warn("nothing says who logged the entries %d to %d: %s; see token entries --unknown", r.First, r.First+r.Count-1, why)
 	}
-	return slices.DeleteFunc(record.By(id), func(r logserver.Attributed) bool { return r.Time.Before(since) }), nil
+	return slices.DeleteFunc(record.By(id), func(r logserver.Attributed) bool { return r.Time.Before(since) }), size, nil
 }
 
 func count(runs []logserver.Attributed) (n uint64) {
@@ -85,10 +130,14 @@ func tokenEntriesCmd() *cobra.Command {
 		Long: `entries lists what a credential logged, from the log's private record of it and
 its tiles. TIME is when the server recorded it. "late" says that a server was
 killed between logging and recording an entry, and that this credential asked for
-it again.`,
+it again.
+
+Of a shared log give --postgres and --tiles, as to serve: the record is in the
+database.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	f := loggedIn(cmd)
+	place := cmd.Flags().String("tiles", "", "with --postgres: `PLACE` of the tiles, a directory or s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION")
 	nobody := cmd.Flags().Bool("unknown", false, "instead: entries of which nothing says who logged them")
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object a line instead of text")
 	cli.Config(cmd)
@@ -96,20 +145,31 @@ it again.`,
 		if (len(args) == 1) == *nobody {
 			return cli.Usagef("give the ID of a credential, or --unknown")
 		}
+		if (*place != "") != (*f.database != "") {
+			return cli.Usagef("--postgres and --tiles go together, for a shared log; else --dir")
+		}
 		id := ""
 		if len(args) == 1 {
 			id = args[0]
-			if _, err := find(*f.dir, id); err != nil {
+			if _, err := f.find(cmd.Context(), id); err != nil {
 				return err
 			}
 		}
-		runs, err := f.runs(cmd, id)
+		runs, size, err := f.runs(cmd, id)
 		if err != nil {
 			return err
 		}
+		entries := logserver.Entries(cmd.Context(), *f.dir, runs)
+		if *place != "" {
+			tiles, err := readPlace(*place)
+			if err != nil {
+				return err
+			}
+			entries = logserver.EntriesIn(cmd.Context(), tiles, size, runs)
+		}
 		out := cmd.OutOrStdout()
 		enc := json.NewEncoder(out)
-		for e, err := range logserver.Entries(cmd.Context(), *f.dir, runs) {
+		for e, err := range entries {
 			if err != nil {
 				return err
 			}
@@ -130,21 +190,13 @@ it again.`,
 	return cmd
 }
 
-// find is the credential with an ID.
-func find(dir, id string) (logserver.Credential, error) {
-	if _, err := logserver.ReadIdentity(dir); err != nil {
-		return logserver.Credential{}, cli.Exit(cli.Refused, err)
+// readPlace is a place of tiles that is only read.
+func readPlace(place string) (logserver.Files, error) {
+	if strings.Contains(place, "://") {
+		return readBucket("tiles", place)
 	}
-	creds, err := logserver.OpenTokens(filepath.Join(dir, logserver.TokensFile), time.Now)
-	if err != nil {
-		return logserver.Credential{}, err
-	}
-	for _, t := range creds.List() {
-		if t.ID == id {
-			return t, nil
-		}
-	}
-	return logserver.Credential{}, cli.Exit(cli.Refused, fmt.Errorf("no token has the ID %q: list them to see which there are", id))
+	dir, err := filepath.Abs(place)
+	return trillian.Dir(dir), err
 }
 
 func loggedLine(e logserver.AttributedEntry) string {
@@ -212,14 +264,14 @@ disputed already is not disputed twice.`,
 	yes := cmd.Flags().Bool("yes", false, "log the disputes; without, say how many there would be")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		stolen, err := find(*f.dir, args[0])
+		stolen, err := f.find(cmd.Context(), args[0])
 		if err != nil {
 			return err
 		}
 		if stolen.Revoked == "" {
 			return cli.Exit(cli.Refused, fmt.Errorf("token %s is not revoked: revoke it first, or it logs more while this runs", stolen.ID))
 		}
-		runs, err := f.runs(cmd, stolen.ID)
+		runs, _, err := f.runs(cmd, stolen.ID)
 		if err != nil {
 			return err
 		}
@@ -235,7 +287,7 @@ disputed already is not disputed twice.`,
 		if err != nil {
 			return cli.Usagef("--token-file: %w", err)
 		}
-		id, err := logserver.ReadIdentity(*f.dir)
+		id, err := f.identity(cmd.Context())
 		if err != nil {
 			return err
 		}

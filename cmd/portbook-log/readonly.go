@@ -82,7 +82,7 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir string, w wiring, logger *s
 		cfg.VKeys = append(cfg.VKeys, k)
 	}
 	if strings.Contains(dir, "://") {
-		b, err := readBucket(dir)
+		b, err := readBucket("dir", dir)
 		if err != nil {
 			return err
 		}
@@ -122,21 +122,21 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir string, w wiring, logger *s
 	return log.Serve(cmd.Context(), grpcLis, httpLis, tlsConfig)
 }
 
-// readBucket names a bucket that is only read.
-func readBucket(place string) (bucket.Bucket, error) {
+// readBucket names a bucket that is only read, as a flag says.
+func readBucket(flag, place string) (bucket.Bucket, error) {
 	u, err := url.Parse(place)
 	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil {
-		return bucket.Bucket{}, cli.Usagef("--dir: want a directory or s3://BUCKET/PREFIX?endpoint=https://HOST")
+		return bucket.Bucket{}, cli.Usagef("--%s: want a directory or s3://BUCKET/PREFIX?endpoint=https://HOST", flag)
 	}
 	for name := range u.Query() {
 		if name != "endpoint" && name != "region" {
-			return bucket.Bucket{}, cli.Usagef("--dir: unknown parameter %q: want endpoint or region", name)
+			return bucket.Bucket{}, cli.Usagef("--%s: unknown parameter %q: want endpoint or region", flag, name)
 		}
 	}
 	endpoint := &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
 	if e := u.Query().Get("endpoint"); e != "" {
 		if endpoint, err = url.Parse(e); err != nil || endpoint.Host == "" || endpoint.Scheme != "https" && endpoint.Scheme != "http" {
-			return bucket.Bucket{}, cli.Usagef("--dir: endpoint: want https://HOST")
+			return bucket.Bucket{}, cli.Usagef("--%s: endpoint: want https://HOST", flag)
 		}
 	}
 	client, err := minio.New(endpoint.Host, &minio.Options{
@@ -144,7 +144,7 @@ func readBucket(place string) (bucket.Bucket, error) {
 		Secure: endpoint.Scheme == "https", Region: u.Query().Get("region"),
 	})
 	if err != nil {
-		return bucket.Bucket{}, cli.Usage(fmt.Errorf("--dir: %w", err))
+		return bucket.Bucket{}, cli.Usage(fmt.Errorf("--%s: %w", flag, err))
 	}
 	prefix := strings.Trim(u.Path, "/")
 	if prefix != "" {

@@ -435,6 +435,83 @@ func (l *ledger) refused(file, digest string, err error) {
 	}
 }
 
+// TestSharedLeakedToken: what docs/running.md says to do when a credential leaks,
+// on a shared log.
+func TestSharedLeakedToken(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it starts a database, Trillian and three servers")
+	}
+	s := newScaled(t)
+	postgres := []string{"--postgres", s.db.FrontendURI()}
+	place := append([]string{"--tiles", filepath.Join(s.dir, "tiles")}, postgres...)
+	token := func(args ...string) (out, stderr string, code int) {
+		cmd := exec.Command(s.program, append([]string{"token"}, args...)...)
+		var o, e strings.Builder
+		cmd.Stdout, cmd.Stderr = &o, &e
+		if err := cmd.Run(); cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return o.String(), e.String(), cmd.ProcessState.ExitCode()
+	}
+	made := s.run(append([]string{"token", "create", "--registry", "index.example", "--json"}, postgres...)...)
+	stolen, thief := between(made, `"id":"`, `"`), between(made, `"token":"`, `"`)
+	submit := func(f *frontend, token, file string) codes.Code {
+		sum := sha256.Sum256([]byte(file))
+		e := &pb.Entry{Kind: "upload", Ecosystem: "pypi", Project: "demo", Version: "1.0", File: file, Size: entry.Uint(10), Sha256: hex.EncodeToString(sum[:]), Time: "2026-11-21T05:00:00Z"}
+		call, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), 12*time.Second)
+		defer cancel()
+		_, err := pb.NewLogClient(f.conn).Submit(call, &pb.SubmitRequest{Entry: e})
+		return status.Code(err)
+	}
+	time.Sleep(time.Second) // a frontend knows a new token by then
+	for i, step := range []struct{ token, file string }{{s.token, "demo-0.tar.gz"}, {thief, "demo-1.tar.gz"}, {thief, "demo-2.tar.gz"}, {s.token, "demo-2.tar.gz"}, {thief, "demo-0.tar.gz"}} {
+		if got := submit(s.frontends[i%3], step.token, step.file); got != codes.OK {
+			t.Fatalf("%s: %v", step.file, got)
+		}
+	}
+	want := func(code int, out string, args ...string) {
+		t.Helper()
+		stdout, stderr, got := token(args...)
+		if got != code || !strings.Contains(stdout+stderr, out) {
+			t.Errorf("token %v: exit %d, want %d and %q:\n%s%s", args, got, code, out, stdout, stderr)
+		}
+	}
+	dispute := append([]string{"dispute", stolen}, postgres...)
+	want(1, "revoke it first", dispute...)
+	want(0, "is revoked", append([]string{"revoke", stolen}, postgres...)...)
+	out, stderr, code := token(append([]string{"entries", stolen}, place...)...)
+	lines := strings.Split(out, "\n")
+	if code != 0 || stderr != "" || len(lines) != 4 || !strings.HasPrefix(lines[0], "1 20") || !strings.HasSuffix(lines[0], "Z upload demo demo-1.tar.gz") ||
+		!strings.HasSuffix(lines[1], "Z upload demo demo-2.tar.gz") || lines[2] != "2 entries" {
+		t.Errorf("exit %d: %q %q", code, out, stderr)
+	}
+	want(0, `{"index":1,"time":"20`, append([]string{"entries", "--json", stolen}, place...)...)
+	want(0, "0 entries", append([]string{"entries", "--unknown"}, place...)...)
+	want(0, "0 entries", append([]string{"entries", "--since", "2999-01-01T00:00:00Z", stolen}, place...)...)
+	want(1, "no token has the ID", append([]string{"entries", "0000000000000000"}, place...)...)
+	want(2, "go together", append([]string{"entries", stolen}, postgres...)...)
+	want(2, "go together", "entries", stolen, "--dir", s.dir, "--tiles", filepath.Join(s.dir, "tiles"))
+	want(3, "", append([]string{"entries", stolen, "--tiles", s.dir}, postgres...)...) // no tiles there
+
+	want(0, "2 entries of token "+stolen+" would be disputed", dispute...)
+	operator := filepath.Join(s.dir, "operator")
+	made = s.run(append([]string{"token", "create", "--registry", "index.example", "--kinds", "dispute", "--json"}, postgres...)...)
+	if err := os.WriteFile(operator, []byte(between(made, `"token":"`, `"`)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	if got := submit(s.frontends[1], thief, "demo-3.tar.gz"); got != codes.Unauthenticated {
+		t.Errorf("the thief is told %v", got)
+	}
+	for range 2 { // the second time nothing more is logged
+		want(0, "2 entries are disputed.", append(dispute, "--yes", "--log", "http://"+s.frontends[2].grpc, "--token-file", operator)...)
+	}
+	mine := append([]string{"entries", between(made, `"id":"`, `"`)}, place...)
+	for _, line := range []string{"dispute entry 1\n", "dispute entry 2\n", "\n2 entries\n"} {
+		want(0, line, mine...)
+	}
+}
+
 // TestSharedFaults kills each process in turn under load, and pauses the
 // publisher across an election. Nothing acknowledged is lost, nothing forks, and
 // publishing resumes.
@@ -570,6 +647,22 @@ func (s *scaled) settle(l *ledger) {
 			}
 			files[e.File] = i
 		}
+	}
+	// Every upload has a name, whatever was killed; conflicts are the log's own.
+	record := []string{"--postgres", s.db.FrontendURI(), "--tiles", filepath.Join(s.dir, "tiles")}
+	id := between(s.run("token", "list", "--json", "--postgres", s.db.FrontendURI()), `"id":"`, `"`) // the only one
+	named := map[string]bool{}
+	for line := range strings.Lines(s.run(append([]string{"token", "entries", id}, record...)...)) {
+		index, _, _ := strings.Cut(line, " ")
+		named[index] = true
+	}
+	for file, index := range files {
+		if !named[strconv.Itoa(index)] {
+			s.t.Errorf("%s, entry %d, is not recorded as %s's", file, index, id)
+		}
+	}
+	if out := s.run(append([]string{"token", "entries", "--unknown"}, record...)...); out != "0 entries\n" {
+		s.t.Errorf("nobody is named for:\n%s", out)
 	}
 	for size, roots := range l.roots {
 		if size > v.Size {
