@@ -5,6 +5,8 @@ package logserver
 // and served without any witness to help it.
 
 import (
+	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -128,6 +130,7 @@ func TestBitFlips(t *testing.T) {
 		}
 		raw := []byte(readFile(t, path))
 		at, bit := rnd.IntN(len(raw)), rnd.IntN(8)
+		good := slices.Clone(raw)
 		raw[at] ^= 1 << bit
 		if err := os.WriteFile(path, raw, 0o600); err != nil {
 			t.Fatal(err)
@@ -149,7 +152,7 @@ func TestBitFlips(t *testing.T) {
 		default:
 			count.silent++
 		}
-		if matters && report.Outcome() != audit.Found && !superseded(file, n) {
+		if matters && report.Outcome() != audit.Found && !superseded(file, n) && !(class == "state" && sameState(good, raw)) {
 			t.Errorf("%s: the audit does not find it: %s", what, findings(report))
 		}
 		if r.serveFlipped(what, n, leaves, byFile) {
@@ -271,4 +274,14 @@ func merkleRoot(leaves []tlog.Hash) [32]byte {
 		k *= 2
 	}
 	return tlog.NodeHash(merkleRoot(leaves[:k]), merkleRoot(leaves[k:]))
+}
+
+// sameState reports whether Tessera reads the same from two of its state files:
+// the names of JSON's fields are the same in either case.
+func sameState(a, b []byte) bool {
+	var x, y struct {
+		Size uint64 `json:"size"`
+		Root []byte `json:"root"`
+	}
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && x.Size == y.Size && bytes.Equal(x.Root, y.Root)
 }

@@ -75,8 +75,9 @@ func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger 
 		}
 		for _, q := range []string{
 			"UPDATE log SET integrated = 0, opened = '', latched = '', trouble = ''",
-			// The database may not know of the last elections, whose fence the tiles know.
-			"UPDATE anchor SET fence = greatest(fence, extract(epoch FROM clock_timestamp())::bigint)",
+			// The database may not know of the last elections, whose fence the tiles
+			// know; elections are fewer than milliseconds.
+			"UPDATE anchor SET fence = greatest(fence, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)",
 			"DELETE FROM slots", "DELETE FROM policies", "DELETE FROM submissions WHERE idx IS NOT NULL", "DELETE FROM waiting",
 		} {
 			if _, err := tx.Exec(ctx, q); err != nil {
