@@ -46,6 +46,9 @@ func anonymous(t *testing.T, pid int) int64 {
 // with when to try again (a stream is read from no faster), reads are answered,
 // and memory stays where it was.
 func TestTenTimesTooMuch(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: the race detector's own memory is what it would measure")
+	}
 	const (
 		limit   = 100 // entries a second
 		offered = 10 * limit
