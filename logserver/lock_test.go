@@ -24,6 +24,7 @@ import (
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
+	"github.com/portbook/portbook/internal/powercut"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -175,7 +176,45 @@ type ledger struct {
 
 // TestKill: SIGKILL at random moments. I1-I3 of FAULTS.
 func TestKill(t *testing.T) {
-	r := newRig(t, 3, 2)
+	newRig(t, 3, 2).crashes(*kills, func(_ int, c *child) { c.kill() })
+}
+
+// TestPowerCut: the power of the log's file system, of the anchor's, or of both
+// goes under load, and the server dies a moment later. FAULTS a3.
+func TestPowerCut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it is about another process, which the race detector does not see")
+	}
+	cuts := 3
+	if *long {
+		cuts = 50
+	}
+	for kind := range powercut.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			disks := []*powercut.Disk{powercut.New(t, kind), powercut.New(t, kind)}
+			r := newRigIn(t, filepath.Join(disks[0].Dir, "log"), filepath.Join(disks[1].Dir, "anchor"), 3, 2)
+			r.crashes(cuts, func(round int, c *child) {
+				cut := disks
+				if which := round % 3; which < 2 {
+					cut = disks[which : which+1]
+				}
+				for _, i := range rand.Perm(len(cut)) {
+					cut[i].Cut(t)
+					time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // in which it must acknowledge nothing that is lost
+				}
+				c.kill()
+				for _, d := range cut {
+					d.Restore(t)
+				}
+			})
+		})
+	}
+}
+
+// crashes serves the log under load, again and again, until crash has ended the
+// server, and then checks all that was ever seen of it.
+func (r *rig) crashes(rounds int, crash func(round int, c *child)) {
+	t := r.t
 	l := r.ready()
 	_, secret, err := l.Tokens.Create(Token{Registry: testRegistry, Claim: entry.ClaimIndex, Kinds: []entry.Kind{entry.KindUpload}})
 	if err != nil {
@@ -199,7 +238,7 @@ func TestKill(t *testing.T) {
 		book.seen[v.Size] = string(v.Root[:])
 	}
 	serial := 0
-	for round := range *kills {
+	for round := range rounds {
 		c, err := r.spawn()
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
@@ -264,7 +303,7 @@ func TestKill(t *testing.T) {
 			t.Errorf("round %d: not serving after 10 s: %s", round, c.stderr)
 		}
 		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
-		c.kill()
+		crash(round, c)
 		cancel()
 		wg.Wait()
 		conn.Close()
@@ -273,8 +312,8 @@ func TestKill(t *testing.T) {
 
 	r.attributed(book.byIndex, strings.Split(secret, "_")[1])
 	l = r.ready()
-	t.Logf("%d files acknowledged in %d rounds, %d checkpoints seen", len(book.byFile), *kills, len(book.seen))
-	if len(book.byFile) < *kills {
+	t.Logf("%d files acknowledged in %d rounds, %d checkpoints seen", len(book.byFile), rounds, len(book.seen))
+	if len(book.byFile) < rounds {
 		t.Fatalf("only %d files were acknowledged", len(book.byFile))
 	}
 	r.must(l, nth(serial+1)) // publishes whatever is integrated

@@ -74,7 +74,15 @@ func (w *rigWitness) down() {
 func newRig(t testing.TB, witnesses, quorum int) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	r := &rig{t: t, dir: filepath.Join(dir, "log"), anchor: filepath.Join(dir, "anchor")}
+	return newRigIn(t, filepath.Join(dir, "log"), filepath.Join(dir, "anchor"), witnesses, quorum)
+}
+
+// newRigIn is newRig with the log's directory and the anchor where they are said
+// to be.
+func newRigIn(t testing.TB, log, anchor string, witnesses, quorum int) *rig {
+	t.Helper()
+	dir := t.TempDir()
+	r := &rig{t: t, dir: log, anchor: anchor}
 	var err error
 	if r.signer, err = c2sp.GenerateSigner("log.example/test", c2sp.AlgEd25519); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
-// The real program under load, killed at random moments and started again.
+// The real program under load, killed at random moments and started again; and
+// with the power of its disks cut.
 
 import (
 	"bytes"
@@ -19,17 +20,22 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/internal/powercut"
 	"github.com/portbook/portbook/witness"
 	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/merkle/testonly"
 )
 
-var crashRounds = flag.Int("crash.rounds", 8, "how often the witness is killed under load")
+var (
+	crashRounds = flag.Int("crash.rounds", 8, "how often the witness is killed under load")
+	long        = flag.Bool("long", false, "run what takes minutes")
+)
 
 // A forkingLog extends its history by one leaf at a time, in two ways at once,
 // and hopes that the witness cosigns both.
 type forkingLog struct {
-	signer *c2sp.Signer
+	signer   *c2sp.Signer
+	failures bool // the witness may answer 500: its disk fails
 
 	mu      sync.Mutex
 	known   map[[32]byte][]byte // root: leaves, one byte each
@@ -96,6 +102,11 @@ func (l *forkingLog) extend(addr string, key *c2sp.Key, leaf byte) error {
 	case 200:
 	case 409:
 		return nil
+	case 500:
+		if l.failures {
+			return fmt.Errorf("%s: status 500: %s", cp.Origin, text)
+		}
+		fallthrough
 	default:
 		return broken("%s: status %d: %s", cp.Origin, status, text)
 	}
@@ -159,17 +170,57 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 
 func TestKillUnderLoad(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "w")
+	crashes(t, dir, filepath.Join(dir, witness.MarkFile), *crashRounds, false, func(_ int, cmd *exec.Cmd) { cmd.Process.Kill() })
+}
+
+// The power of the witness's file system, of its mark's, or of both goes, and
+// the witness dies a moment later. FAULTS a3.
+func TestPowerCut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it is about another process, which the race detector does not see")
+	}
+	cuts := 3
+	if *long {
+		cuts = 50
+	}
+	for kind := range powercut.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			disks := []*powercut.Disk{powercut.New(t, kind), powercut.New(t, kind)}
+			crashes(t, filepath.Join(disks[0].Dir, "w"), filepath.Join(disks[1].Dir, "mark"), cuts+1, true, func(round int, cmd *exec.Cmd) {
+				cut := disks
+				if which := round % 3; which < 2 {
+					cut = disks[which : which+1]
+				}
+				for _, i := range rand.Perm(len(cut)) {
+					cut[i].Cut(t)
+					time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // in which it must sign nothing that is lost
+				}
+				cmd.Process.Kill()
+				cmd.Wait()
+				for _, d := range cut {
+					d.Restore(t)
+				}
+			})
+		})
+	}
+}
+
+// crashes serves a witness of three logs under load, again and again, until
+// crash has ended it, the last time by SIGTERM, and checks what it signed. With
+// failures it may answer 500 on the way.
+func crashes(t *testing.T, dir, mark string, rounds int, failures bool, crash func(round int, cmd *exec.Cmd)) {
 	d, err := witness.CreateDir(context.Background(), dir, "witness.example/w1", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Store.CreateMark(context.Background(), filepath.Join(dir, witness.MarkFile)); err != nil {
+	if err := d.Store.CreateMark(context.Background(), mark); err != nil {
 		t.Fatal(err)
 	}
 	key := d.Signer.Key()
 	var logs []*forkingLog
 	for i := range 3 {
 		l := newForkingLog(fmt.Sprintf("example.com/log%d", i))
+		l.failures = failures
 		if _, err := d.Store.AddLog(context.Background(), l.signer.Key().Name(), []*c2sp.Key{l.signer.Key()}); err != nil {
 			t.Fatal(err)
 		}
@@ -179,12 +230,12 @@ func TestKillUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	rnd := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 9))
-	for round := range *crashRounds {
+	for round := range rounds {
 		addr, err := freeAddress()
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := program(t, "serve", "--dir", dir, "--mark-beside", "--listen", addr)
+		cmd := program(t, "serve", "--dir", dir, "--mark", mark, "--mark-beside", "--listen", addr)
 		for _, l := range logs {
 			if err := l.verify(addr); err != nil {
 				t.Fatalf("round %d: after the restart: %v", round, err)
@@ -212,9 +263,9 @@ func TestKillUnderLoad(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Duration(20+rnd.IntN(180)) * time.Millisecond)
-		last := round == *crashRounds-1
+		last := round == rounds-1
 		if !last {
-			cmd.Process.Kill()
+			crash(round, cmd)
 		} else if err := cmd.Process.Signal(syscall.SIGTERM); err != nil { // the last time, politely
 			t.Error(err)
 		}
@@ -242,9 +293,9 @@ func TestKillUnderLoad(t *testing.T) {
 		total += len(l.ledger)
 	}
 	if total < 10 {
-		t.Errorf("only %d cosignatures in %d rounds: that was no load", total, *crashRounds)
+		t.Errorf("only %d cosignatures in %d rounds: that was no load", total, rounds)
 	}
-	t.Logf("%d kills, %d cosignatures", *crashRounds-1, total)
+	t.Logf("%d crashes, %d cosignatures", rounds-1, total)
 }
 
 // A log's request that is in progress when SIGTERM comes is still answered.

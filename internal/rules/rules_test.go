@@ -37,6 +37,7 @@ var rules = []rule{
 	{"logserver/audit", nil, []string{"github.com/", "google.golang.org/", "modernc.org/", "k8s.io/", "gopkg.in/", "filippo.io/", "golang.org/x/crypto", "golang.org/x/net", "golang.org/x/sync", "golang.org/x/time"}, "a second reading of the formats shares no code with the server (FAULTS rule 8); of others only golang.org/x/mod"},
 	{"monitor", []string{"entry", "c2sp", "proto", "client", "attest", "monitor"}, []string{"github.com/transparency-dev/tessera/storage"}, "it judges the log from outside, with what anyone has"},
 	{"internal/cli", nil, nil, "the programs' edge"},
+	{"internal/powercut", nil, nil, "file systems for tests"},
 	{"internal/rules", nil, nil, "tests only"},
 	{"internal/evillog", []string{"entry", "c2sp", "witness"}, nil, "a log that lies, on the real formats; its tests bring the readers"},
 	{"internal/telemetry", nil, nil, "it sets a provider; who is traced knows nothing of it"},
@@ -60,6 +61,7 @@ var onlyFor = []struct {
 	{"internal/evillog", []string{"internal/world", "internal/evillog"}, "nothing that is shipped may lie"},
 	{"logserver/trillian/trilliantest", []string{"cmd/bench", "logserver/trillian/trilliantest"}, "it starts databases: for tests and benchmarks"},
 	{"logserver/enginetest", []string{"logserver/enginetest"}, "it is for tests"},
+	{"internal/powercut", nil, "it mounts file systems: tests only"},
 	{"internal/world", []string{"cmd/demo", "cmd/bench", "internal/world"}, "it is for tests, the demo and the benchmarks"},
 }
 
