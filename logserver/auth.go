@@ -45,6 +45,7 @@ const (
 	reasonSecret      = "secret"       // the ID is known, the secret is wrong
 	reasonExpired     = "expired"      // the credential, an old secret, a certificate or a workload token
 	reasonRevoked     = "revoked"      //
+	reasonSuspended   = "suspended"    // it came from a backup, and nobody has confirmed it yet
 	reasonCertificate = "certificate"  // verified, but no credential is for it
 	reasonHandshake   = "handshake"    // no authority vouches for the client certificate
 	reasonAmbiguous   = "ambiguous"    // several credentials are for it
@@ -77,6 +78,8 @@ func (r *refusal) Error() string {
 		return "no valid token: " + how
 	case reasonExpired:
 		return "no valid token: it has expired"
+	case reasonSuspended:
+		return "no valid token: the log was restored from a backup, and its operator has not confirmed this credential yet (portbook-log token confirm)"
 	case reasonCertificate:
 		return "no credential is for this client certificate"
 	case reasonAmbiguous:

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 )
 
 // Progress is told how far something has come; may be nil.
@@ -75,7 +76,7 @@ func Backup(ctx context.Context, dir, to string, progress Progress) (Outcome, er
 			return Outcome{}, fmt.Errorf("%s holds something else than a backup of this log: %w", to, err)
 		}
 		t := tree{ctx: ctx, src: directory(filepath.Join(dir, engineDir)), size: int64(cp.Size)}
-		if err := contains(t, own, "the backup", mustNote(old)); err != nil {
+		if err := containsNote(t, own, "the backup", old); err != nil {
 			return Outcome{}, fmt.Errorf("the backup is kept as it is: it has %d entries, the log %d: %w", was.Size, cp.Size, err)
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -85,17 +86,15 @@ func Backup(ctx context.Context, dir, to string, progress Progress) (Outcome, er
 	if err != nil {
 		return Outcome{}, fmt.Errorf("the backup is not complete; what it had is kept: %w", err)
 	}
-	for _, name := range []string{identityFile, TokensFile, AttributionFile} {
-		content, err := os.ReadFile(filepath.Join(dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			err = writeDurably(filepath.Join(to, name), content, 0o600)
-		}
-		if err != nil {
+	for _, name := range []string{identityFile, AttributionFile} {
+		if err := copyFile(filepath.Join(dir, name), filepath.Join(to, name), nil); err != nil {
 			return Outcome{}, err
 		}
+	}
+	// Damaged credentials keep the entries from no backup, and replace no sound ones.
+	tokens := copyFile(filepath.Join(dir, TokensFile), filepath.Join(to, TokensFile), suspend)
+	if tokens != nil {
+		tokens = fmt.Errorf("all is backed up but the credentials: %w", tokens)
 	}
 	info, err := json.Marshal(BackupInfo{time.Now().UTC().Truncate(time.Second), cp.Size})
 	if err != nil {
@@ -104,16 +103,25 @@ func Backup(ctx context.Context, dir, to string, progress Progress) (Outcome, er
 	if err := errors.Join(writeDurably(filepath.Join(to, checkpointFile), raw, 0o644), writeDurably(filepath.Join(to, backupFile), append(info, '\n'), 0o644)); err != nil {
 		return Outcome{}, err
 	}
-	return Outcome{cp.Size, cp.Root, wrote}, nil
+	return Outcome{cp.Size, cp.Root, wrote}, tokens
 }
 
-// mustNote is a note that has been read before.
-func mustNote(raw []byte) *c2sp.Note {
-	note, err := c2sp.ParseNote(raw)
-	if err != nil {
-		panic("logserver: " + err.Error()) // signedCheckpoint has read it
+// copyFile copies a file that may be missing, as change makes it, which is given
+// the time of now as credentials have it; a nil change changes nothing.
+func copyFile(from, to string, change func(raw []byte, now string) ([]byte, error)) error {
+	raw, err := os.ReadFile(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return note
+	if err == nil && change != nil {
+		if raw, err = change(raw, time.Now().UTC().Format(entry.TimeFormat)); err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return writeDurably(to, raw, 0o600)
 }
 
 // ReadBackupInfo says of what time the backup in dir is.
@@ -128,7 +136,8 @@ func ReadBackupInfo(dir string) (BackupInfo, error) {
 
 // Restore makes a log's directory in to from a backup: tiles, the engine's state,
 // checkpoint, credentials and, last, log.json; to is empty, or what an
-// interrupted Restore left. It puts no key and no anchor there. newAnchor is the
+// interrupted Restore left. It puts no key and no anchor there, and every
+// credential is suspended until it is confirmed. newAnchor is the
 // anchor's path from now on; "" keeps the one that log.json names.
 func Restore(ctx context.Context, from, to, newAnchor string, progress Progress) (Outcome, error) {
 	id, err := ReadIdentity(from)
@@ -173,14 +182,11 @@ func Restore(ctx context.Context, from, to, newAnchor string, progress Progress)
 	if err := writeEngineState(engine, cp.Size, cp.Root); err != nil {
 		return Outcome{}, err
 	}
-	for _, name := range []string{TokensFile, AttributionFile} {
-		content, err := os.ReadFile(filepath.Join(from, name))
-		if err == nil {
-			err = writeDurably(filepath.Join(to, name), content, 0o600)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return Outcome{}, err
-		}
+	if err := copyFile(filepath.Join(from, TokensFile), filepath.Join(to, TokensFile), suspend); err != nil {
+		return Outcome{}, fmt.Errorf("%w: take that file out of the backup to restore the log without its credentials, and make new ones", err)
+	}
+	if err := copyFile(filepath.Join(from, AttributionFile), filepath.Join(to, AttributionFile), nil); err != nil {
+		return Outcome{}, err
 	}
 	if err := writeDurably(filepath.Join(to, checkpointFile), raw, 0o644); err != nil {
 		return Outcome{}, err
@@ -358,7 +364,7 @@ func Repair(ctx context.Context, dir, mirror string, progress Progress) (Outcome
 	// The checkpoints must be of this tree; the mirror's may be of a fork.
 	t := tree{ctx: ctx, src: directory(engine), size: int64(goal.Size)}
 	for what, raw := range map[string][]byte{"the mirror": theirNote, "the checkpoint that is published": note} {
-		if err := contains(t, own, what, mustNote(raw)); err != nil {
+		if err := containsNote(t, own, what, raw); err != nil {
 			return Outcome{Written: wrote}, fmt.Errorf("%w: keep that checkpoint: if it is genuine, the log has signed two histories", err)
 		}
 	}

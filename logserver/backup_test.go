@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/logserver/audit"
 )
 
@@ -469,4 +470,145 @@ func fillMain(args []string) (err error) {
 		_, err = RebuildIndex(ctx, args[1], nil)
 	}
 	return err
+}
+
+// TestRevokedStaysRefusedAfterRestore: a backup does not know what was revoked
+// after it was made, so nothing of it is honoured before somebody says so.
+func TestRevokedStaysRefusedAfterRestore(t *testing.T) {
+	r := newRig(t, 0, 0)
+	s := r.serve()
+	s.bulk(s.log, 0, 3)
+	make := func(c Credential) (Credential, string) {
+		c, secret, err := s.log.Tokens.Create(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, secret
+	}
+	writes := Credential{Registry: testRegistry, Claim: entry.ClaimIndex, Kinds: entry.Kinds()[:1]}
+	before, beforeSecret := make(writes)
+	stolen, stolenSecret := make(writes)
+	good, goodSecret := make(writes)
+	turned, turnedSecret := make(writes)
+	if err := s.log.Tokens.Revoke(before.ID); err != nil {
+		t.Fatal(err)
+	}
+	// A backup as this version makes it, and one as older versions did.
+	backup := filepath.Join(t.TempDir(), "backup")
+	if _, err := Backup(t.Context(), r.dir, backup, nil); err != nil {
+		t.Fatal(err)
+	}
+	older := readFile(t, filepath.Join(r.dir, TokensFile))
+	if err := s.log.Tokens.Revoke(stolen.ID); err != nil {
+		t.Fatal(err)
+	}
+	newest, err := s.log.Tokens.Rotate(turned.ID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.log.Close()
+
+	for name, content := range map[string]string{"of this version": readFile(t, filepath.Join(backup, TokensFile)), "of an older version": older} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(filepath.Join(backup, TokensFile), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			to := filepath.Join(t.TempDir(), "log")
+			if _, err := Restore(t.Context(), backup, to, "", nil); err != nil {
+				t.Fatal(err)
+			}
+			back := (&rig{t: t, dir: to, anchor: r.anchor, signer: r.signer, policy: r.policy, token: r.token}).serve()
+			submit := func(secret string) (int, string) {
+				code, _, out := back.rest("POST", "/v1/entries", secret, restEntry(nth(1)))
+				detail, _ := out["detail"].(string)
+				return code, detail
+			}
+			for who, secret := range map[string]string{"stolen": stolenSecret, "revoked before": beforeSecret, "good": goodSecret, "rotated": turnedSecret, "its new secret": newest} {
+				if code, _ := submit(secret); code != 401 {
+					t.Errorf("%s: %d before anything was confirmed", who, code)
+				}
+			}
+			if _, detail := submit(goodSecret); !strings.Contains(detail, "not confirmed") {
+				t.Errorf("the caller is told %q", detail)
+			}
+			if n := back.log.Refusals()[reasonSuspended]; n < 4 {
+				t.Errorf("counted %d refusals", n)
+			}
+			// As the command line does it, each for itself.
+			tokens, err := OpenTokens(filepath.Join(to, TokensFile), time.Now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tokens.Confirm(before.ID); err == nil || !strings.Contains(err.Error(), "revoked") {
+				t.Errorf("confirming what was revoked before the backup: %v", err)
+			}
+			if _, err := tokens.Confirm(good.ID, "0000000000000000"); err == nil {
+				t.Error("confirmed one that is not there")
+			}
+			if code, _ := submit(goodSecret); code != 401 {
+				t.Errorf("half a confirmation counts: %d", code)
+			}
+			if _, err := tokens.Rotate(turned.ID, time.Hour); err == nil {
+				t.Error("a suspended secret goes on beside a new one")
+			}
+			if err := tokens.Revoke(stolen.ID); err != nil {
+				t.Fatal(err)
+			}
+			another, err := tokens.Rotate(turned.ID, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ids, err := tokens.Confirm(); err != nil || slices.Contains(ids, stolen.ID) || slices.Contains(ids, before.ID) || !slices.Contains(ids, good.ID) || slices.Contains(ids, turned.ID) {
+				t.Errorf("confirmed all: %v, %v", ids, err)
+			}
+			if err := back.log.Tokens.Reload(); err != nil {
+				t.Fatal(err)
+			}
+			for _, row := range []struct {
+				who, secret string
+				want        int
+			}{{"stolen", stolenSecret, 401}, {"revoked before", beforeSecret, 401}, {"good", goodSecret, 200}, {"rotated", turnedSecret, 401}, {"its newest secret", another, 200}} {
+				if code, detail := submit(row.secret); code != row.want {
+					t.Errorf("%s: %d %s, want %d", row.who, code, detail, row.want)
+				}
+			}
+		})
+	}
+}
+
+// TestBackupOfDamagedCredentials keeps the entries, and the credentials that it had.
+func TestBackupOfDamagedCredentials(t *testing.T) {
+	r := newRig(t, 0, 0)
+	l := r.ready()
+	r.must(l, nth(0))
+	backup := filepath.Join(t.TempDir(), "backup")
+	if _, err := Backup(t.Context(), r.dir, backup, nil); err != nil {
+		t.Fatal(err)
+	}
+	kept := readFile(t, filepath.Join(backup, TokensFile))
+	r.must(l, nth(1))
+	l.Close()
+	tokens := filepath.Join(r.dir, TokensFile)
+	for name, content := range map[string]string{"empty": "", "cut off": readFile(t, tokens)[:50], "nonsense": "{}"} {
+		if err := os.WriteFile(tokens, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if o, err := Backup(t.Context(), r.dir, backup, nil); err == nil || !strings.Contains(err.Error(), "all is backed up but the credentials") || o.Size != 2 {
+			t.Errorf("%s: %+v, %v", name, o, err)
+		}
+		if readFile(t, filepath.Join(backup, TokensFile)) != kept {
+			t.Errorf("%s: the backup's credentials were replaced", name)
+		}
+		// A backup that holds such a file is not restored with none, unasked.
+		if err := os.WriteFile(filepath.Join(backup, TokensFile), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		to := filepath.Join(t.TempDir(), "log")
+		if _, err := Restore(t.Context(), backup, to, "", nil); err == nil || !strings.Contains(err.Error(), "take that file out") {
+			t.Errorf("%s: restored: %v", name, err)
+		}
+		if err := os.WriteFile(filepath.Join(backup, TokensFile), []byte(kept), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

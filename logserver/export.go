@@ -48,6 +48,7 @@ type ExportReport struct {
 	Tiles      int    `json:"tiles"`      // files written: tiles and bundles
 	Proofs     int    `json:"proofs"`     // files written
 	Kept       int    `json:"kept"`       // proofs that were there
+	Private    bool   `json:"private"`    // of a private log: whoever reaches the files reads it
 	Unreadable int    `json:"unreadable"` // entries that this program does not understand: they have no proof file
 }
 
@@ -69,6 +70,8 @@ type exported struct {
 	Origin string `json:"origin"`
 	Tiles  uint64 `json:"tiles"`  // tree size whose tiles are there
 	Proofs uint64 `json:"proofs"` // entries [0, Proofs) have their proofs
+	// Private: of a private log, and serve --read-only serves it as such.
+	Private bool `json:"private,omitempty"`
 }
 
 // ProofPath is where an export keeps the proof of an upload, below its directory:
@@ -123,7 +126,11 @@ func Export(ctx context.Context, cfg ExportConfig) (ExportReport, error) {
 	if err := x.open(ctx); err != nil {
 		return x.report, err
 	}
-	if err := os.MkdirAll(cfg.To, 0o755); err != nil {
+	mode := fs.FileMode(0o755)
+	if x.report.Private {
+		mode = 0o700
+	}
+	if err := os.MkdirAll(cfg.To, mode); err != nil {
 		return x.report, err
 	}
 	lock, err := lockFile(filepath.Join(cfg.To, exportLock))
@@ -154,10 +161,12 @@ func Export(ctx context.Context, cfg ExportConfig) (ExportReport, error) {
 // open reads the published checkpoint, and makes sure of it and its tree.
 func (x *exporter) open(ctx context.Context) error {
 	var f follower
-	src, _, err := (&ReadOnlyConfig{Dir: x.cfg.Dir, Files: x.cfg.Files, VKeys: x.cfg.VKeys}).storage(&f)
+	from := ReadOnlyConfig{Dir: x.cfg.Dir, Files: x.cfg.Files, VKeys: x.cfg.VKeys}
+	src, _, err := from.storage(&f)
 	if err != nil {
 		return err
 	}
+	x.report.Private = from.Private
 	id, err := f.identity()
 	if err != nil {
 		return err
@@ -228,6 +237,7 @@ func (x *exporter) resume() error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	x.state.Private = x.state.Private || x.report.Private
 	if s := x.cfg.Since; s != nil {
 		x.state.Tiles, x.state.Proofs = min(x.state.Tiles, *s), min(x.state.Proofs, *s)
 	}

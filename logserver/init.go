@@ -36,6 +36,10 @@ type Identity struct {
 	Keys   []LogKey `json:"keys,omitempty"` // all there ever were; absent while there is only VKey
 	Anchor string   `json:"anchor"`         // absolute path
 
+	// Private says whether the log is private, so that credentials which are lost
+	// or damaged do not open it to everybody. Logs of older versions do not say.
+	Private *bool `json:"private,omitempty"`
+
 	Freeze      *FreezeMark `json:"freeze,omitempty"`       // the log ends; see Freeze
 	SuccessorOf string      `json:"successor_of,omitempty"` // it begins with the predecessor leaf of this log
 }
@@ -73,6 +77,28 @@ func ReadPublished(dir string) ([]byte, error) {
 		return nil, nil
 	}
 	return raw, err
+}
+
+// private reports whether the log is known to be private.
+func (id *Identity) private() bool { return id.Private != nil && *id.Private }
+
+// MakePrivate records that the log in dir is private. It is served as such from
+// its next start on, whatever becomes of its credentials. To open a log to
+// everybody again somebody has to edit log.json.
+func MakePrivate(dir string) error {
+	// The server that runs does not write log.json, but Freeze may.
+	lock, err := lockFileSoon(filepath.Join(dir, freezeLockFile))
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	id, err := ReadIdentity(dir)
+	if err != nil || id.private() {
+		return err
+	}
+	yes := true
+	id.Private = &yes
+	return writeIdentity(dir, id)
 }
 
 // writeIdentity replaces the identity of a log, in one step.
@@ -131,7 +157,7 @@ func (m *making) run(ctx context.Context) (err error) {
 	if err := noAnchorYet(m.anchor); err != nil { // before anything says that it is ours
 		return err
 	}
-	id := Identity{Origin: m.key.Name(), VKey: m.key.String(), Anchor: m.anchor}
+	id := Identity{Origin: m.key.Name(), VKey: m.key.String(), Anchor: m.anchor, Private: new(bool)}
 	if len(m.also) > 0 {
 		for _, k := range append([]*c2sp.Key{m.key}, m.also...) {
 			id.Keys = append(id.Keys, LogKey{VKey: k.String(), State: KeyActive})

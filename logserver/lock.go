@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // LockedError says who else writes to a log. Its text names no directory.
@@ -75,6 +76,17 @@ func lockFile(path string) (*fileLock, error) {
 	}
 	held.paths[abs] = true
 	return &fileLock{abs, f}, nil
+}
+
+// lockFileSoon is lockFile for a lock that is held for moments alone: it waits.
+func lockFileSoon(path string) (*fileLock, error) {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		lock, err := lockFile(path)
+		var held *LockedError
+		if err == nil || !errors.As(err, &held) || time.Now().After(deadline) {
+			return lock, err
+		}
+	}
 }
 
 func writeAt0(f *os.File, s string) error {

@@ -167,6 +167,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Private = cfg.Private || id.private()
 	keys, err := newKeyring(id, append([]Signer{cfg.Signer}, cfg.Also...))
 	if err != nil {
 		return nil, err
@@ -211,11 +212,16 @@ func newLog(cfg Config, keys *keyring, src tileSource) (*Log, error) {
 var errStarting = errors.New("the server is starting")
 
 func (l *Log) open(ctx context.Context, id Identity) (err error) {
-	if l.Tokens, err = OpenTokens(filepath.Join(l.cfg.Dir, TokensFile), l.cfg.Now); err != nil {
-		l.cfg.Logger.Error("nobody can submit until the credentials can be read", "err", err)
-	}
-	if err := l.meantPrivate(); err != nil {
+	if err := l.openTokens(filepath.Join(l.cfg.Dir, TokensFile), id); err != nil {
 		return err
+	}
+	if l.cfg.Private && !id.private() {
+		if err := MakePrivate(l.cfg.Dir); err != nil {
+			l.cfg.Logger.Error("the log is served as private, and log.json does not say so yet: give --private again at the next start", "err", err)
+		}
+	}
+	if n := l.Tokens.suspended(); n > 0 {
+		l.cfg.Logger.Warn("credentials that came from a backup are refused until they are confirmed: see portbook-log token list, then token confirm, rotate or revoke each", "suspended", n)
 	}
 	if err := l.loadPublished(); err != nil {
 		l.cfg.Logger.Error("the public checkpoint is not served; publishing makes it anew", "err", err)

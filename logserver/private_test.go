@@ -4,10 +4,12 @@ package logserver
 // like any other.
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -255,6 +257,14 @@ func TestReadOnlyThatCannotTell(t *testing.T) {
 	if err := os.Chmod(tokens, 0o644); err != nil { // refused like a file that may not be read
 		t.Fatal(err)
 	}
+	id, err := ReadIdentity(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id.Private = nil // made by a version before
+	if err := writeIdentity(r.dir, id); err != nil {
+		t.Fatal(err)
+	}
 	cfg := ReadOnlyConfig{Dir: r.dir, State: t.TempDir(), Logger: slog.New(slog.DiscardHandler), Now: time.Now}
 	if l, err := OpenReadOnly(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--private") {
 		if l != nil {
@@ -306,4 +316,173 @@ func TestPrivateByMistakePublic(t *testing.T) {
 			t.Errorf("%s: made a credential that reads and logs, or does nothing", name)
 		}
 	}
+}
+
+// TestPrivateWhateverBecomesOfItsCredentials: a log that is known to be private
+// is opened to nobody when its credentials are lost or damaged and --private is
+// forgotten; nor is a restored or an exported one. One of which it is not known
+// does not open at all then, and a public one goes on.
+func TestPrivateWhateverBecomesOfItsCredentials(t *testing.T) {
+	r := newRig(t, 0, 0)
+	s := r.serve(func(c *Config) { c.Private = true })
+	s.bulk(s.log, 0, 3)
+	_, reads := s.readToken()
+	s.log.Close()
+	tokens := filepath.Join(r.dir, TokensFile)
+	sound := readFile(t, tokens)
+	damage := map[string]func(path string) error{
+		"missing":    os.Remove,
+		"empty":      func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"truncated":  func(path string) error { return os.WriteFile(path, []byte(sound[:len(sound)/2]), 0o600) },
+		"unreadable": func(path string) error { return os.Chmod(path, 0o644) }, // refused as one that may not be read is
+		"a directory": func(path string) error {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			return os.Mkdir(path, 0o700)
+		},
+	}
+	whole := func(t *testing.T, path string) {
+		t.Helper()
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(sound), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get := func(t *testing.T, l *Log, bearer string) int {
+		t.Helper()
+		req := httptest.NewRequest("GET", "/checkpoint", nil)
+		if bearer != "" {
+			req.Header.Set("Authorization", "Bearer "+bearer)
+		}
+		w := httptest.NewRecorder()
+		r.handler(l).ServeHTTP(w, req)
+		return w.Code
+	}
+	said := func(t *testing.T, private string) { // what log.json says
+		t.Helper()
+		raw := readFile(t, filepath.Join(r.dir, identityFile))
+		fields := map[string]any{}
+		if err := json.Unmarshal([]byte(raw), &fields); err != nil {
+			t.Fatal(err)
+		}
+		switch delete(fields, "private"); private {
+		case "true", "false":
+			fields["private"] = private == "true"
+		}
+		out, err := json.Marshal(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(r.dir, identityFile), out, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readOnly := func() ReadOnlyConfig {
+		return ReadOnlyConfig{Dir: r.dir, State: t.TempDir(), Logger: slog.New(slog.DiscardHandler), Now: time.Now}
+	}
+	for name, harm := range damage {
+		t.Run(name, func(t *testing.T) {
+			defer whole(t, tokens)
+			if err := harm(tokens); err != nil {
+				t.Fatal(err)
+			}
+			said(t, "true")
+			opens := map[string]func() (*Log, error){
+				"served":    func() (*Log, error) { return Open(t.Context(), r.config()) },
+				"read only": func() (*Log, error) { return OpenReadOnly(t.Context(), readOnly()) },
+			}
+			for how, open := range opens {
+				l, err := open()
+				if err != nil {
+					t.Fatalf("%s: %v", how, err)
+				}
+				if code := get(t, l, ""); code != 401 && code != 503 {
+					t.Errorf("%s, and read by anybody: %d", how, code)
+				}
+				if code := get(t, l, reads); code == 200 {
+					t.Errorf("%s, and read with a token that nobody can vouch for", how)
+				}
+				l.Close()
+			}
+			said(t, "") // as a version before wrote it
+			for how, open := range opens {
+				if l, err := open(); err == nil || !strings.Contains(err.Error(), "--private") {
+					if l != nil {
+						l.Close()
+					}
+					t.Errorf("%s, not known to be private: %v", how, err)
+				}
+			}
+			said(t, "false")
+			for how, open := range opens {
+				l, err := open()
+				if err != nil {
+					t.Fatalf("%s, a public log: %v", how, err)
+				}
+				if code := get(t, l, ""); code != 200 {
+					t.Errorf("%s, a public log: %d", how, code)
+				}
+				l.Close()
+			}
+		})
+	}
+	said(t, "true")
+
+	// Restored, also without its credentials.
+	backup := filepath.Join(t.TempDir(), "backup")
+	if _, err := Backup(t.Context(), r.dir, backup, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, with := range []bool{true, false} {
+		if !with {
+			if err := os.Remove(filepath.Join(backup, TokensFile)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		to := filepath.Join(t.TempDir(), "log")
+		if _, err := Restore(t.Context(), backup, to, "", nil); err != nil {
+			t.Fatal(err)
+		}
+		cfg := r.config()
+		cfg.Dir = to
+		l, err := Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, bearer := range []string{"", reads} {
+			if code := get(t, l, bearer); code != 401 {
+				t.Errorf("restored, with credentials: %v; read with %q: %d", with, bearer, code)
+			}
+		}
+		l.Close()
+	}
+	// Exported.
+	mirror := filepath.Join(t.TempDir(), "mirror")
+	if report, err := Export(t.Context(), ExportConfig{Dir: r.dir, To: mirror}); err != nil || !report.Private {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if info, err := os.Stat(mirror); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the export is open to everybody: %v, %v", info.Mode(), err)
+	}
+	cfg := readOnly()
+	cfg.Dir, cfg.VKeys = mirror, []*c2sp.Key{r.signer.Key()}
+	l, err := OpenReadOnly(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code := get(t, l, ""); code != 401 {
+		t.Errorf("the export: %d", code)
+	}
+	l.Close()
+	cfg.State, cfg.Tokens = t.TempDir(), tokens
+	if l, err = OpenReadOnly(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if code := get(t, l, reads); code != 200 {
+		t.Errorf("the export with the log's credentials: %d", code)
+	}
+	l.Close()
 }

@@ -14,6 +14,7 @@ package logserver
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,7 +49,7 @@ type ReadOnlyConfig struct {
 	// Tokens is the credentials file of a private log; default: tokens.json in Dir.
 	Tokens string
 
-	Private  bool
+	Private  bool          // also if the log.json or export.json in Dir says so
 	Every    time.Duration // between two looks at the checkpoint; 0 means 200 ms
 	MaxReads int           // as in Config
 	MaxWait  time.Duration
@@ -143,15 +144,17 @@ func OpenReadOnly(ctx context.Context, cfg ReadOnlyConfig) (*Log, error) {
 	close(l.seqDone)
 	l.static = newStatic(l.src, c.Private)
 	l.metrics = newMetrics(l)
-	if err := l.openReadOnly(ctx, tokens); err != nil {
+	if err := l.openReadOnly(ctx, id, tokens); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
 	return l, nil
 }
 
-// storage finds where the tiles, the checkpoint, the keys and the credentials are.
+// storage finds where the tiles, the checkpoint, the keys and the credentials
+// are, and sets Private if the directory says that its log is.
 func (cfg *ReadOnlyConfig) storage(f *follower) (src tileSource, tokens string, err error) {
 	tokens = cfg.Tokens
+	var known *bool // Identity.Private
 	inDir := func() (Identity, error) {
 		return Identity{}, fmt.Errorf("%w: whose log is it? Name the log's key: no log.json is beside these files", ErrNoLog)
 	}
@@ -168,14 +171,27 @@ func (cfg *ReadOnlyConfig) storage(f *follower) (src tileSource, tokens string, 
 		if _, err := os.Stat(filepath.Join(cfg.Dir, identityFile)); err == nil {
 			src = directory(filepath.Join(cfg.Dir, engineDir))
 			inDir = func() (Identity, error) { return ReadIdentity(cfg.Dir) }
+			have, err := ReadIdentity(cfg.Dir)
+			if err != nil {
+				return nil, "", err
+			}
+			cfg.Private, known = cfg.Private || have.private(), have.Private
 			if tokens == "" {
 				tokens = filepath.Join(cfg.Dir, TokensFile)
 			}
+		} else if raw, err := os.ReadFile(filepath.Join(cfg.Dir, exportState)); err == nil {
+			var have exported
+			if err := json.Unmarshal(raw, &have); err != nil {
+				return nil, "", fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, exportState), err)
+			}
+			cfg.Private = cfg.Private || have.Private
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, "", err
 		}
 	}
 	f.identity = inDir
 	if len(cfg.VKeys) > 0 {
-		id := Identity{Origin: cfg.VKeys[0].Name(), VKey: cfg.VKeys[0].String()}
+		id := Identity{Origin: cfg.VKeys[0].Name(), VKey: cfg.VKeys[0].String(), Private: known}
 		for _, k := range cfg.VKeys {
 			if k.Name() != id.Origin {
 				return nil, "", fmt.Errorf("the keys name two logs, %q and %q", id.Origin, k.Name())
@@ -190,14 +206,8 @@ func (cfg *ReadOnlyConfig) storage(f *follower) (src tileSource, tokens string, 
 	return src, tokens, nil
 }
 
-func (l *Log) openReadOnly(ctx context.Context, tokens string) (err error) {
-	if l.Tokens, err = OpenTokens(tokens, l.cfg.Now); err != nil {
-		if !l.cfg.Private {
-			return fmt.Errorf("it cannot be told whether this log is private: %w: serve it as a user who can read them, or with --private; for a public log --tokens can name another file, which need not be there", err)
-		}
-		l.cfg.Logger.Error("credentials cannot be read; nobody is let in until they can be", "err", err)
-	}
-	if err := l.meantPrivate(); err != nil {
+func (l *Log) openReadOnly(ctx context.Context, id Identity, tokens string) (err error) {
+	if err := l.openTokens(tokens, id); err != nil {
 		return err
 	}
 	if err := l.remembered(); err != nil {

@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -77,11 +79,27 @@ func (m *bundleMemo) ReadEntryBundle(ctx context.Context, index uint64, p uint8)
 	return raw, nil
 }
 
+// openTokens reads the credentials at path, and decides whether the log may be
+// opened to everybody.
+func (l *Log) openTokens(path string, id Identity) (err error) {
+	if l.Tokens, err = OpenTokens(path, l.cfg.Now); err != nil {
+		l.cfg.Logger.Error("credentials cannot be read; nobody is let in until they can be", "err", err)
+	} else if _, served := os.Lstat(filepath.Join(filepath.Dir(path), checkpointFile)); served == nil {
+		_, err = os.Lstat(path) // a log that was served has had some
+	}
+	return l.meantPrivate(id, err)
+}
+
 // meantPrivate refuses to open a log to everybody for which somebody has handed
-// out credentials that read.
-func (l *Log) meantPrivate() error {
+// out credentials that read, or of which it cannot be told whether somebody has:
+// unread says why its credentials cannot be read, if they cannot, and its
+// identity does not say what it is.
+func (l *Log) meantPrivate(id Identity, unread error) error {
 	if l.cfg.Private {
 		return nil
+	}
+	if unread != nil && id.Private == nil {
+		return fmt.Errorf("it cannot be told whether this log is private: %w: serve it with --private, or as a user who can read its credentials; a public log is one whose log.json says \"private\": false", unread)
 	}
 	for _, t := range l.Tokens.List() {
 		if t.Read && t.Revoked == "" {

@@ -123,6 +123,11 @@ func openSharedLog(ctx context.Context, cfg Config) (*Log, error) {
 	if err != nil {
 		return fail(err)
 	}
+	id, err := s.state.id()
+	if err != nil {
+		return fail(err)
+	}
+	cfg.Private = cfg.Private || id.private()
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return fail(err)
 	}
@@ -136,6 +141,9 @@ func openSharedLog(ctx context.Context, cfg Config) (*Log, error) {
 	l.shared = s
 	if l.Tokens, err = openCredentials(opening, sharedCredentials{s.pool}, cfg.Now); err != nil {
 		cfg.Logger.Error("nobody can submit until the credentials can be read", "err", err)
+	}
+	if err := l.meantPrivate(id, err); err != nil {
+		return nil, errors.Join(err, l.release())
 	}
 	if l.lookup, err = openIndex(filepath.Join(cfg.Dir, indexDir), l.freshTree, cfg.Logger); err != nil {
 		return nil, errors.Join(err, l.release())

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 )
 
 // RebuildShared makes the database of a shared log anew from the tiles and the
@@ -22,8 +23,8 @@ import (
 // checkpoint of this log's own that is found: in the database, and beside the
 // tiles. At the next start the witnesses are heard as always, so that a tree
 // older than what they hold is not signed. Reservations are kept; so are the
-// credentials, and who logged what the database knew to be signed, if they are
-// there.
+// credentials, suspended until they are confirmed, and who logged what the
+// database knew to be signed, if they are there.
 func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger *slog.Logger, key *c2sp.Key, also ...*c2sp.Key) error {
 	id, identity, err := sharedIdentity(key, also)
 	if err != nil {
@@ -57,6 +58,16 @@ func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger 
 	head, err := engine.Head(ctx)
 	if err != nil {
 		return fmt.Errorf("the engine %s: %w", engine.Name(), err)
+	}
+	// The database may be older than a revocation.
+	err = sharedCredentials{pool}.change(ctx, func(raw []byte) ([]byte, error) {
+		if len(raw) == 0 {
+			return raw, nil
+		}
+		return suspend(raw, time.Now().UTC().Format(entry.TimeFormat))
+	})
+	if err != nil {
+		return err
 	}
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		root := c2sp.EmptyRoot

@@ -49,6 +49,9 @@ type Credential struct {
 	Note     string       `json:"note,omitempty"`    // for people
 	Ends     string       `json:"ends,omitempty"`    // entry.TimeFormat; absent: until revoked
 	Revoked  string       `json:"revoked,omitempty"` // entry.TimeFormat
+	// Suspended is since when it is not honoured (entry.TimeFormat): it comes from
+	// a backup, and may have been revoked or rotated since. Confirm ends that.
+	Suspended string `json:"suspended,omitempty"`
 
 	until time.Time // of what was shown this time; zero: no end of its own
 	shown string    // hash of the secret that was shown this time; empty: not a bearer token
@@ -211,7 +214,7 @@ func (t Credential) check() error {
 	if t.Hash == "" && len(t.Old) > 0 || len(t.Old) > maxOld {
 		return fmt.Errorf("old secrets: a bearer token has at most %d, others none", maxOld)
 	}
-	times := []string{t.Ends, t.Revoked}
+	times := []string{t.Ends, t.Revoked, t.Suspended}
 	hashes := []string{t.Hash}
 	for _, old := range t.Old {
 		if old.Ends == "" {
@@ -294,7 +297,10 @@ func (c *Credentials) Rotate(id string, overlap time.Duration) (secret string, e
 			return nil, fmt.Errorf("token %s is revoked: make another", id)
 		case t.Ends != "" && now >= t.Ends:
 			return nil, fmt.Errorf("token %s has ended: make another", id)
+		case t.Suspended != "" && overlap > 0:
+			return nil, fmt.Errorf("token %s comes from a backup and is suspended: confirm it first, or rotate it without an overlap, so that the secrets which the backup knows have ended", id)
 		}
+		t.Suspended = ""
 		t.Old = slices.DeleteFunc(t.Old, func(o OldSecret) bool { return now >= o.Ends })
 		if overlap > 0 {
 			if len(t.Old) == maxOld {
@@ -322,6 +328,68 @@ func (c *Credentials) Revoke(id string) error {
 		}
 		return list, nil
 	})
+}
+
+// Confirm says of credentials that came from a backup that they are still good.
+// No IDs means all that are suspended. It returns those that it confirmed; with
+// an error it confirmed none.
+func (c *Credentials) Confirm(ids ...string) (confirmed []string, err error) {
+	err = c.change(func(list []Credential) ([]Credential, error) {
+		if len(ids) == 0 {
+			for _, t := range list {
+				if t.Suspended != "" && t.Revoked == "" {
+					ids = append(ids, t.ID)
+				}
+			}
+		}
+		for _, id := range ids {
+			t, err := pick(list, id)
+			switch {
+			case err != nil:
+				return nil, err
+			case t.Revoked != "":
+				return nil, fmt.Errorf("token %s is revoked: make another", id)
+			case t.Suspended != "":
+				t.Suspended, confirmed = "", append(confirmed, id)
+			}
+		}
+		return list, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return confirmed, nil
+}
+
+// suspend makes of a list of credentials one in which none is honoured before it
+// is confirmed: what goes into a backup, or comes out of one, may be revoked in
+// between.
+func suspend(raw []byte, at string) ([]byte, error) {
+	if len(raw) == 0 {
+		return nil, errors.New("it is empty: it was cut off")
+	}
+	byID, err := parseCredentials(raw)
+	if err != nil {
+		return nil, err
+	}
+	list := sorted(byID)
+	for i := range list {
+		if list[i].Suspended == "" && list[i].Revoked == "" {
+			list[i].Suspended = at
+		}
+	}
+	out, err := json.MarshalIndent(list, "", "  ")
+	return append(out, '\n'), err
+}
+
+// suspended are the credentials that wait to be confirmed.
+func (c *Credentials) suspended() (n int) {
+	for _, t := range c.List() {
+		if t.Suspended != "" && t.Revoked == "" {
+			n++
+		}
+	}
+	return n
 }
 
 func pick(list []Credential, id string) (*Credential, error) {
@@ -410,13 +478,16 @@ func (c *Credentials) stillGood(ctx context.Context, was Credential) error {
 	return c.live(t)
 }
 
-// live says whether a credential is neither revoked nor at its end.
+// live says whether a credential is neither revoked, nor at its end, nor to be
+// confirmed yet.
 func (c *Credentials) live(t Credential) error {
 	switch {
 	case t.Revoked != "":
 		return &refusal{reason: reasonRevoked, id: t.ID}
 	case t.Ends != "" && c.stamp(0) >= t.Ends:
 		return &refusal{reason: reasonExpired, id: t.ID}
+	case t.Suspended != "":
+		return &refusal{reason: reasonSuspended, id: t.ID}
 	}
 	return nil
 }
@@ -512,13 +583,9 @@ func (f credentialFile) read(_ context.Context, version string) ([]byte, string,
 
 func (f credentialFile) change(ctx context.Context, do func([]byte) ([]byte, error)) error {
 	path := string(f)
-	lock, err := lockFile(path + ".lock")
-	for deadline := time.Now().Add(2 * time.Second); err != nil; lock, err = lockFile(path + ".lock") {
-		var held *LockedError // somebody else is changing it right now
-		if !errors.As(err, &held) || time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(10 * time.Millisecond)
+	lock, err := lockFileSoon(path + ".lock") // somebody else may be changing it right now
+	if err != nil {
+		return err
 	}
 	defer lock.release()
 	raw, _, err := f.read(ctx, "")

@@ -21,7 +21,7 @@ func backupCmd() *cobra.Command {
 		Use:   "backup --dir DIRECTORY --to DIRECTORY",
 		Short: "Copy what a log has published, also while it is served",
 		Long: `backup makes a directory hold what the log has published: checkpoint, tiles,
-log.json and the credentials (hashed). The log may be served meanwhile. Every tile
+log.json and the credentials (hashed, and suspended: see restore). The log may be served meanwhile. Every tile
 is verified from the signed root down; those that the backup has already are
 kept, damaged ones replaced. It may be interrupted and run again. It refuses to
 touch a backup that holds another history than the log, or a newer one.
@@ -78,7 +78,11 @@ func restoreCmd() *cobra.Command {
 		Long: `restore makes a log's directory from a backup, verified from its checkpoint's
 root down. Put the key into it yourself. The log that is served from it refuses to
 write if its anchor remembers more than the backup has: run repair --from with a
-mirror that is newer. Reads work at once.
+mirror that is newer. Reads work at once, of a private log once a token that reads
+is confirmed.
+
+Its credentials are suspended: one that was revoked after the backup must not come
+back. Each is refused until token confirm (or --all) says that it is good.
 
 With --drill it restores into a temporary directory, builds the indexes, audits
 everything, says how old the backup is and what it lacks of what the anchor
@@ -108,7 +112,7 @@ every day.`,
 			return err
 		}
 		if _, err := os.Stat(filepath.Join(*to, logserver.TokensFile)); err == nil {
-			fmt.Fprintln(cmd.ErrOrStderr(), "portbook-log: its credentials are as old as the backup: before it is served revoke again what was revoked since (portbook-log token list)")
+			fmt.Fprintf(cmd.ErrOrStderr(), "portbook-log: its credentials are as old as the backup and suspended: look at each (portbook-log token list --dir %[1]s), then token revoke it if it was revoked since, token rotate --overlap 0 it if it was rotated since, or token confirm it; until then it is refused\n", *to)
 		}
 		id, err := logserver.ReadIdentity(*to)
 		if err != nil {

@@ -72,7 +72,10 @@ log is served.`,
 			return cli.Exit(cli.Refused, err)
 		case err != nil:
 			return err
-		case *asJSON:
+		case report.Private:
+			fmt.Fprintln(cmd.ErrOrStderr(), "portbook-log: warning: this log is private: who can reach the files reads all of it; portbook-log serve --read-only asks for tokens (--tokens)")
+		}
+		if *asJSON {
 			return json.NewEncoder(cmd.OutOrStdout()).Encode(report)
 		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "Exported %d entries to %s: %d tiles and bundles and %d proofs are new, %d proofs were there.\n", report.Size, *to, report.Tiles, report.Proofs, report.Kept)

@@ -47,6 +47,7 @@ one; the anchor is in the database, and --anchor is not given.
 	anchor := cmd.Flags().String("anchor", "", "`FILE` on another file system, in which the log remembers what it signed")
 	refs := cmd.Flags().StringArray("key", nil, "existing `KEY` for the log (portbook-log key generate), once for each that is to sign; default: a new one in log.key")
 	successorOf := cmd.Flags().String("successor-of", "", "`ORIGIN` of the log that this one takes over from: it takes nothing before portbook-log successor or recover-identity has written its first entry")
+	private := cmd.Flags().Bool("private", false, "the log is private from its beginning: serve asks readers for a token of token create --read, also without --private")
 	secrets := secretFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
 	shared := sharedFlagsOf(cmd)
@@ -69,6 +70,9 @@ one; the anchor is in the database, and --anchor is not given.
 		}
 		if *successorOf == *origin {
 			return cli.Usagef("--successor-of %s: a log cannot take over from itself", *origin)
+		}
+		if isShared && *private {
+			return cli.Usagef("--private: give it to each server of a shared log (serve --private)")
 		}
 		if isShared && *successorOf != "" {
 			return cli.Usagef("--successor-of: a shared log cannot take over from another one; make a log in a directory, and migrate it when it has its first entry")
@@ -126,6 +130,11 @@ one; the anchor is in the database, and --anchor is not given.
 		}
 		if *successorOf != "" {
 			if err := logserver.AwaitPredecessor(*dir, *successorOf); err != nil {
+				return err
+			}
+		}
+		if *private {
+			if err := logserver.MakePrivate(*dir); err != nil {
 				return err
 			}
 		}

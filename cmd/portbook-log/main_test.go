@@ -82,6 +82,13 @@ func scripts() testscript.Params {
 				ts.Check(os.Chmod(ts.MkAbs(args[0]), 0o644))
 			},
 			"write": write,
+			"replace": func(ts *testscript.TestScript, _ bool, args []string) { // replace FILE OLD NEW
+				raw := ts.ReadFile(args[0])
+				if strings.Count(raw, args[1]) != 1 {
+					ts.Fatalf("%s does not hold %q once:\n%s", args[0], args[1], raw)
+				}
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(raw, args[1], args[2], 1)), 0o644))
+			},
 			"spoil": func(ts *testscript.TestScript, _ bool, args []string) { // spoil FILE: one bit
 				raw := []byte(ts.ReadFile(args[0]))
 				raw[len(raw)/2] ^= 1

@@ -35,7 +35,7 @@ When one has leaked:
   portbook-log token entries --dir DIRECTORY ID
   portbook-log token dispute --dir DIRECTORY ID --log URL --token-file FILE --yes`,
 	}
-	cmd.AddCommand(tokenCreateCmd(), tokenListCmd(), tokenRotateCmd(), tokenRevokeCmd(), tokenEntriesCmd(), tokenDisputeCmd())
+	cmd.AddCommand(tokenCreateCmd(), tokenListCmd(), tokenRotateCmd(), tokenRevokeCmd(), tokenConfirmCmd(), tokenEntriesCmd(), tokenDisputeCmd())
 	return cmd
 }
 
@@ -305,6 +305,8 @@ func tokenListCmd() *cobra.Command {
 				state = "revoked " + t.Revoked
 			case t.Ends != "" && now >= t.Ends:
 				state = "ended " + t.Ends
+			case t.Suspended != "":
+				state = "suspended " + t.Suspended + " (from a backup: confirm, rotate or revoke it)"
 			case t.Ends != "":
 				state = "ends " + t.Ends
 			}
@@ -383,6 +385,43 @@ func tokenRevokeCmd() *cobra.Command {
 			return cli.Exit(cli.Refused, err)
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "Token %s is revoked; running servers take it within a second.\n", args[0])
+		return nil
+	}
+	return cmd
+}
+
+func tokenConfirmCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "confirm --dir DIRECTORY {ID... | --all}",
+		Short: "Say that credentials which came from a backup are still good",
+		Long: `confirm ends the suspension of credentials that came from a backup. The backup does
+not know what was revoked or rotated after it was made: look at each one in token
+list first. Revoke again what was revoked since; what was rotated since gets a new
+secret by token rotate --overlap 0, which confirms it without its old secrets.`,
+		Args: cobra.ArbitraryArgs,
+	}
+	where := credentialsIn(cmd)
+	all := cmd.Flags().Bool("all", false, "confirm every suspended credential: nothing was revoked or rotated since the backup")
+	cli.Config(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *all == (len(args) > 0) {
+			return cli.Usagef("give the IDs of credentials, or --all")
+		}
+		creds, done, err := where.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer done()
+		confirmed, err := creds.Confirm(args...)
+		if err != nil {
+			return cli.Exit(cli.Refused, err)
+		}
+		for _, id := range confirmed {
+			fmt.Fprintf(cmd.OutOrStdout(), "Token %s is confirmed; running servers take it within a second.\n", id)
+		}
+		if len(confirmed) == 0 {
+			fmt.Fprintln(cmd.OutOrStdout(), "None of them was suspended.")
+		}
 		return nil
 	}
 	return cmd
