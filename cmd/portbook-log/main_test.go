@@ -142,7 +142,7 @@ func ready(ts *testscript.TestScript, _ bool, _ []string) { await(ts, "/readyz")
 func await(ts *testscript.TestScript, path string) { awaitStatus(ts, path, 200) }
 
 func awaitStatus(ts *testscript.TestScript, path string, want int) {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		res, err := http.Get("http://" + ts.Getenv("HTTP") + path)
 		if err == nil {
 			res.Body.Close()
@@ -151,7 +151,7 @@ func awaitStatus(ts *testscript.TestScript, path string, want int) {
 			}
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%s: not %d after 10 s: %v", path, want, err)
+			ts.Fatalf("%s: not %d after 30 s: %v", path, want, err)
 		}
 	}
 }
