@@ -96,7 +96,7 @@ type Log struct {
 	pub        *publisher // of a shared log too
 	shared     *shared    // nil unless the log is shared
 
-	streams *streams     // progress of named streams; nil: none is remembered
+	streams *streams     // progress of named streams; set once the log takes submissions
 	who     attributions // who logged what; set once the log takes submissions
 
 	metrics *metrics

@@ -210,6 +210,7 @@ func (s *shared) start(ctx context.Context, l *Log) {
 	s.seq = newSharedSequencer(s.pool, s.engine)
 	s.seq.entryAt, s.seq.now, s.seq.logger, s.seq.gone, s.seq.seen = l.lookup.entryAt, l.cfg.Now, l.cfg.Logger, l.seqDone, s.state.integrated
 	l.seq, l.ended, l.trouble = s.seq, s.ended, s.trouble
+	l.streams = newStreams(sharedStreams{s.pool})
 	l.who = &sharedAttribution{db: s.pool, seen: uint64(s.state.integrated)}
 	l.pub = &publisher{
 		keys: l.keys, metrics: l.metrics, tree: l.tree, fresh: l.freshTree, board: l.board,

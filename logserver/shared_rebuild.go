@@ -23,8 +23,8 @@ import (
 // checkpoint of this log's own that is found: in the database, and beside the
 // tiles. At the next start the witnesses are heard as always, so that a tree
 // older than what they hold is not signed. Reservations are kept; so are the
-// credentials, suspended until they are confirmed, and who logged what the
-// database knew to be signed, if they are there.
+// credentials, suspended until they are confirmed, and of what the database knew
+// to be signed who logged it and how far streams have come, if they are there.
 func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger *slog.Logger, key *c2sp.Key, also ...*c2sp.Key) error {
 	id, identity, err := sharedIdentity(key, also)
 	if err != nil {
@@ -100,7 +100,7 @@ func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger 
 		if err := tx.QueryRow(ctx, "SELECT size FROM anchor").Scan(&signed); err != nil {
 			return err
 		}
-		return forgetLogged(ctx, tx, uint64(signed))
+		return errors.Join(forgetLogged(ctx, tx, uint64(signed)), forgetStreams(ctx, tx, uint64(signed)))
 	})
 	if err != nil {
 		return databaseTrouble(err)

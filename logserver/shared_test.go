@@ -22,9 +22,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
-	pb "github.com/portbook/portbook/proto/portbook/v1"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // TestSharedSubmit: any frontend answers with index and proof, also one without
@@ -907,57 +904,4 @@ func TestRebuildShared(t *testing.T) {
 	l = r.ready()
 	r.step(l, by, nth(1), 4)
 	r.step(l, by, nth(2), 5)
-}
-
-// TestSharedStreamWithName: frontends keep nothing, so a stream with a name is
-// told, each time and by every frontend, that it stands at 0; what is sent again
-// has the indexes it had. It is never told of progress that another does not know.
-func TestSharedStreamWithName(t *testing.T) {
-	r := newSharedRig(t, 1, 1)
-	a, b := r.serveOpen(r.ready()), r.serveOpen(r.ready(frontendOnly))
-	indexes := map[string]uint64{}
-	for n, s := range []*served{a, b, a} {
-		stream, at, err := s.named(a.bearer, "backfill")
-		if err != nil || at != 0 {
-			t.Fatalf("call %d: it stands at %d, %v", n, at, err)
-		}
-		if err := stream.Send(&pb.SubmitStreamRequest{Entries: several(0, 20*(n+1))}); err != nil {
-			t.Fatal(err)
-		}
-		for got := 0; got < 20*(n+1); {
-			res, err := stream.Recv()
-			if err != nil || res.Position != uint64(got) || len(res.Results) == 0 || res.Accepted != nil {
-				t.Fatalf("call %d, answer %d: %v, %v", n, got, res, err)
-			}
-			for _, x := range res.Results {
-				file := nth(got).File
-				if was, again := indexes[file]; x.Error != nil || again != (got < 20*n) || again && was != x.Index {
-					t.Fatalf("call %d: %s was at %d, now %v", n, file, was, x)
-				}
-				indexes[file] = x.Index
-				got++
-			}
-		}
-		if err := stream.CloseSend(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
-			t.Errorf("call %d ends with %v", n, err)
-		}
-	}
-	// A place that the log does not know of is refused: nothing of it is logged.
-	stream, _, err := b.named(a.bearer, "backfill")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream.Send(&pb.SubmitStreamRequest{Entries: several(1000, 1), Position: 20})
-	if res, err := stream.Recv(); status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("a position beyond 0: %v, %v", res, err)
-	}
-	if _, _, err := b.named(a.bearer, "../x"); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("a bad name: %v", err)
-	}
-	if size, err := r.engine.Head(t.Context()); err != nil || size != 60 {
-		t.Errorf("the log has %d entries, %v; want 60", size, err)
-	}
 }

@@ -3,11 +3,14 @@ package logserver
 // How far named submission streams have come, so that a caller that lost its
 // connection, or its own state, goes on where it was.
 //
-// Progress is a journal of fixed records, each on disk before the answer it is
-// about is sent: a caller is never ahead of it. A record follows the entries it
-// counts, which are durable by then, so it is never ahead of the log. What is
-// unreadable is forgotten: a stream then begins anew, and its entries, submitted
-// again, get the indexes they have. The whole file can be deleted.
+// A position is durable before the answer it is about is sent: a caller is never
+// ahead of it. It follows the entries it counts, which are durable by then, so
+// it is never ahead of the log. All streams that move at once share a write.
+//
+// An embedded log keeps a journal of fixed records. What of it is unreadable is
+// forgotten: a stream then begins anew, and its entries, submitted again, get
+// the indexes they have. The whole file can be deleted. A shared log keeps rows
+// in its database: see shared_streams.go.
 
 import (
 	"bytes"
@@ -35,12 +38,111 @@ const (
 	maxJournal = 100_000
 )
 
-// streamRecord is the position of one stream. On disk it is 44 bytes: key,
+// streamKey is of a credential and the stream's name.
+type streamKey = [24]byte
+
+// streamRecord is the position of one stream. In a journal it is 44 bytes: key,
 // position, and least as big-endian integers, and the CRC-32C of these.
 type streamRecord struct {
-	key      [24]byte // of the credential and the stream's name
-	position uint64   // so many entries have been answered
-	least    uint64   // entries that the log must have for this to be so
+	key      streamKey
+	position uint64 // so many entries have been answered
+	least    uint64 // entries that the log must have for this to be so
+}
+
+// streamStore keeps the positions of streams.
+type streamStore interface {
+	// position is where a stream stands: 0 if nothing is kept of it, or what is
+	// kept counts entries that the log does not have.
+	position(ctx context.Context, key streamKey) (uint64, error)
+	// write keeps records, of one stream each, durably or fails; no position goes
+	// back. One call is made at a time.
+	write(batch []streamRecord) error
+	close() error
+}
+
+// streams are the named streams of a log.
+type streams struct {
+	store streamStore
+
+	mu      sync.Mutex
+	written *sync.Cond   // of mu; a write has ended
+	next    *streamWrite // guarded by mu; to be written; nil: nothing
+	writing bool         // guarded by mu
+}
+
+// streamWrite is what one write keeps.
+type streamWrite struct {
+	records map[streamKey]streamRecord
+	done    bool
+	err     error
+}
+
+func newStreams(store streamStore) *streams {
+	s := &streams{store: store}
+	s.written = sync.NewCond(&s.mu)
+	return s
+}
+
+// streamProgress is one open named stream. Its owner is who answers the stream.
+type streamProgress struct {
+	of       *streams
+	key      streamKey
+	accepted uint64 // when it was opened
+	kept     uint64 // its position, as far as this call knows
+}
+
+var streamName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// open finds how far the credential's stream of this name has come.
+func (s *streams) open(ctx context.Context, by, name string) (*streamProgress, error) {
+	if !streamName.MatchString(name) {
+		return nil, &entry.FieldError{Field: "stream", Reason: "want 1 to 64 of A-Z a-z 0-9 . _ -"}
+	}
+	sum := sha256.Sum256([]byte(by + "\x00" + name))
+	key := streamKey(sum[:])
+	at, err := s.store.position(ctx, key)
+	return &streamProgress{of: s, key: key, accepted: at, kept: at}, err
+}
+
+// advance says that the entries before position have been answered; it returns
+// once that is durable. least is how many entries the log has by then.
+func (p *streamProgress) advance(position, least uint64) error {
+	if position <= p.kept {
+		return nil // sent again from an earlier place
+	}
+	s := p.of
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.next
+	if w == nil {
+		w = &streamWrite{records: map[streamKey]streamRecord{}}
+		s.next = w
+	}
+	was := w.records[p.key] // of another call under this name
+	w.records[p.key] = streamRecord{p.key, max(position, was.position), max(least, was.least)}
+	for !w.done {
+		if s.writing {
+			s.written.Wait()
+			continue
+		}
+		s.next, s.writing = nil, true // it is w
+		s.mu.Unlock()
+		err := s.store.write(slices.Collect(maps.Values(w.records)))
+		s.mu.Lock()
+		w.done, w.err, s.writing = true, err, false
+		s.written.Broadcast()
+	}
+	if w.err == nil {
+		p.kept = position
+	}
+	return w.err
+}
+
+func (s *streams) close() error {
+	if s == nil {
+		return nil // the log was never opened so far
+	}
+	return s.store.close()
 }
 
 const streamRecordSize = 24 + 8 + 8 + 4
@@ -61,35 +163,24 @@ func parseStreamRecord(b []byte) (r streamRecord, ok bool) {
 	return r, crc32.Checksum(b[:40], castagnoli) == binary.BigEndian.Uint32(b[40:])
 }
 
-// streams is the open journal. Nil remembers nothing.
-type streams struct {
+// journal implements streamStore in a file.
+type journal struct {
 	path string
 	size func(context.Context) (uint64, error) // of the log, what is durable
 
-	mu      sync.Mutex
-	written *sync.Cond                // of mu; a write has ended
-	known   map[[24]byte]streamRecord // guarded by mu; on disk
-	moved   map[[24]byte]uint64       // guarded by mu; number of a stream's last record
-	number  uint64                    // guarded by mu; of the last record
-	waiting []*streamWrite            // guarded by mu; to be written
-	writing bool                      // guarded by mu
+	mu     sync.Mutex
+	known  map[streamKey]streamRecord // guarded by mu; on disk
+	moved  map[streamKey]uint64       // guarded by mu; number of a stream's last record
+	number uint64                     // guarded by mu; of the last record
 
-	// Owned by who has set writing.
+	// Owned by who writes.
 	file    *os.File // nil: to be made anew
 	records int      // in the file
 }
 
-// streamWrite is a record on its way to disk.
-type streamWrite struct {
-	streamRecord
-	done bool
-	err  error
-}
-
-// openStreams reads the journal at path; a missing one is empty.
+// openStreams opens the streams whose journal is at path; a missing one is empty.
 func openStreams(path string, size func(context.Context) (uint64, error)) (*streams, error) {
-	s := &streams{path: path, size: size, known: map[[24]byte]streamRecord{}, moved: map[[24]byte]uint64{}}
-	s.written = sync.NewCond(&s.mu)
+	j := &journal{path: path, size: size, known: map[streamKey]streamRecord{}, moved: map[streamKey]uint64{}}
 	raw, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("progress of streams: %w", withoutPath(err))
@@ -99,182 +190,142 @@ func openStreams(path string, size func(context.Context) (uint64, error)) (*stre
 		if !ok {
 			break // torn by a crash, or damaged: what follows counts for nothing
 		}
-		s.note(r)
+		j.note(r)
 	}
-	return s, s.forget()
+	return newStreams(j), j.forget()
 }
 
 // forget drops, for good, what says more than the log has: it went back while
 // nobody looked, and will be that long again with other entries.
-func (s *streams) forget() error {
-	if len(s.known) == 0 {
+func (j *journal) forget() error {
+	if len(j.known) == 0 {
 		return nil
 	}
-	size, err := s.size(context.Background())
+	size, err := j.size(context.Background())
 	if err != nil {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
-	before := len(s.known)
-	for k, r := range s.known {
+	before := len(j.known)
+	for k, r := range j.known {
 		if r.least > size {
-			delete(s.known, k)
-			delete(s.moved, k)
+			delete(j.known, k)
+			delete(j.moved, k)
 		}
 	}
-	if len(s.known) == before {
+	if len(j.known) == before {
 		return nil
 	}
-	if err := s.rewrite(); err != nil {
+	if err := j.rewrite(); err != nil {
 		return fmt.Errorf("%w: progress of streams: %w", ErrStorage, withoutPath(err))
 	}
 	return nil
 }
 
-func (s *streams) note(r streamRecord) {
-	s.number++
-	s.known[r.key], s.moved[r.key] = r, s.number
+func (j *journal) note(r streamRecord) {
+	j.number++
+	j.known[r.key], j.moved[r.key] = r, j.number
 }
 
-func (s *streams) close() error {
-	if s == nil {
+// close implements streamStore.
+func (j *journal) close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file == nil {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.file == nil {
-		return nil
-	}
-	return s.file.Close()
+	return j.file.Close()
 }
 
-// streamProgress is one open named stream.
-type streamProgress struct {
-	of       *streams
-	key      [24]byte
-	accepted uint64 // when it was opened
-}
-
-var streamName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
-
-// open finds how far the credential's stream of this name has come.
-func (s *streams) open(ctx context.Context, by, name string) (*streamProgress, error) {
-	if !streamName.MatchString(name) {
-		return nil, &entry.FieldError{Field: "stream", Reason: "want 1 to 64 of A-Z a-z 0-9 . _ -"}
+// position implements streamStore.
+func (j *journal) position(ctx context.Context, key streamKey) (uint64, error) {
+	j.mu.Lock()
+	r := j.known[key]
+	j.mu.Unlock()
+	if r.position == 0 {
+		return 0, nil
 	}
-	sum := sha256.Sum256([]byte(by + "\x00" + name))
-	p := &streamProgress{of: s, key: [24]byte(sum[:])}
-	if s == nil {
-		return p, nil
-	}
-	s.mu.Lock()
-	r, ok := s.known[p.key]
-	s.mu.Unlock()
-	if !ok {
-		return p, nil
-	}
-	size, err := s.size(ctx)
+	size, err := j.size(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
+		return 0, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
-	if r.least <= size { // else the log was another, or longer, when this was written
-		p.accepted = r.position
+	if r.least > size {
+		return 0, nil // the log was another, or longer, when this was written
 	}
-	return p, nil
+	return r.position, nil
 }
 
-// advance says that the entries before position have been answered; it returns
-// once that is durable. least is how many entries the log has by then.
-func (p *streamProgress) advance(position, least uint64) error {
-	s := p.of
-	if s == nil {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	was := s.known[p.key]
-	if was.position >= position {
-		return nil // sent again from an earlier place
-	}
-	w := &streamWrite{streamRecord: streamRecord{p.key, position, max(least, was.least)}}
-	s.waiting = append(s.waiting, w)
-	for !w.done {
-		if s.writing {
-			s.written.Wait()
-			continue
-		}
-		batch := s.waiting // of all streams: one write
-		s.waiting, s.writing = nil, true
-		s.mu.Unlock()
-		err := s.write(batch)
-		s.mu.Lock()
-		s.writing = false
-		for _, w := range batch {
-			w.done, w.err = true, err
-			if err == nil && s.known[w.key].position < w.position {
-				s.note(w.streamRecord)
-			}
-		}
-		s.written.Broadcast()
-	}
-	return w.err
-}
-
-// write appends records durably, or makes the file anew with them.
-func (s *streams) write(batch []*streamWrite) error {
-	if s.file == nil || s.records > maxJournal {
-		if err := s.rewrite(); err != nil {
+// write implements streamStore: it appends the records, or makes the file anew
+// with them.
+func (j *journal) write(batch []streamRecord) error {
+	if j.file == nil || j.records > maxJournal {
+		if err := j.rewrite(); err != nil {
 			return fmt.Errorf("%w: progress of streams: %w", ErrStorage, withoutPath(err))
 		}
 	}
 	var raw []byte
+	var moved []streamRecord
+	j.mu.Lock()
 	for _, r := range batch {
-		raw = r.append(raw)
+		if was := j.known[r.key]; was.position < r.position {
+			r.least = max(r.least, was.least)
+			moved = append(moved, r)
+			raw = r.append(raw)
+		}
 	}
-	_, err := s.file.Write(raw)
+	j.mu.Unlock()
+	if len(moved) == 0 {
+		return nil
+	}
+	_, err := j.file.Write(raw)
 	if err == nil {
-		err = s.file.Sync()
+		err = j.file.Sync()
 	}
 	if err != nil { // what is there now is not known
-		s.file.Close()
-		s.file = nil
+		j.file.Close()
+		j.file = nil
 		return fmt.Errorf("%w: progress of streams: %w", ErrStorage, withoutPath(err))
 	}
-	s.records += len(batch)
+	j.records += len(moved)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, r := range moved {
+		j.note(r)
+	}
 	return nil
 }
 
 // rewrite makes the file of what is known, oldest first.
-func (s *streams) rewrite() error {
-	if s.file != nil {
-		s.file.Close()
-		s.file = nil
+func (j *journal) rewrite() error {
+	if j.file != nil {
+		j.file.Close()
+		j.file = nil
 	}
-	s.mu.Lock()
-	keys := slices.SortedFunc(maps.Keys(s.known), func(a, b [24]byte) int {
-		if s.moved[a] < s.moved[b] {
+	j.mu.Lock()
+	keys := slices.SortedFunc(maps.Keys(j.known), func(a, b streamKey) int {
+		if j.moved[a] < j.moved[b] {
 			return -1
 		}
 		return 1
 	})
 	if excess := len(keys) - maxStreams; excess > 0 {
 		for _, k := range keys[:excess] {
-			delete(s.known, k)
-			delete(s.moved, k)
+			delete(j.known, k)
+			delete(j.moved, k)
 		}
 		keys = keys[excess:]
 	}
 	var raw bytes.Buffer
 	for _, k := range keys {
-		raw.Write(s.known[k].append(nil))
+		raw.Write(j.known[k].append(nil))
 	}
-	s.mu.Unlock()
-	if err := writeDurably(s.path, raw.Bytes(), 0o600); err != nil {
+	j.mu.Unlock()
+	if err := writeDurably(j.path, raw.Bytes(), 0o600); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(j.path, os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	s.file, s.records = f, len(keys)
+	j.file, j.records = f, len(keys)
 	return nil
 }

@@ -31,6 +31,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/client/submit"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/logserver/trillian/trilliantest"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
@@ -295,8 +296,10 @@ type ledger struct {
 	last   map[string]uint64              // size
 	roots  map[uint64]map[[32]byte]string // by size
 	wrong  []string
-	newest atomic.Int64 // unix nanoseconds at which the newest acknowledged new entry was submitted
-	n      atomic.Int64
+
+	streamed map[uint64]string // file by index, as a stream was answered
+	newest   atomic.Int64      // unix nanoseconds at which the newest acknowledged new entry was submitted
+	n        atomic.Int64
 }
 
 func (l *ledger) fault(format string, args ...any) {
@@ -343,6 +346,97 @@ func (s *scaled) client(ctx context.Context, l *ledger, seed uint64) {
 			n, content = 1+rnd.Int64N(n), "wrong"
 		}
 		s.log(ctx, l, rnd, n, content, fresh)
+	}
+}
+
+// stream logs entries in one named stream until ctx ends, at whichever frontend
+// takes its connection, and then finds where it stands at each of them.
+func (s *scaled) stream(ctx context.Context, l *ledger) {
+	fault := func(format string, args ...any) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.fault("stream: "+format, args...)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fault("%v", err)
+		return
+	}
+	defer lis.Close()
+	calls := map[string]int{} // by frontend
+	go func() {
+		for n := 0; ; n++ {
+			in, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			f := s.frontends[n%len(s.frontends)]
+			out, err := net.Dial("tcp", f.grpc)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			l.mu.Lock()
+			calls[f.name]++
+			l.mu.Unlock()
+			time.AfterFunc(2*time.Second, func() { in.Close(); out.Close() }) // a balancer takes it elsewhere
+			go func() { io.Copy(in, out); in.Close() }()
+			go func() { io.Copy(out, in); out.Close() }()
+		}
+	}()
+	var answered uint64
+	run := func(url string, o submit.StreamOptions, next func() (*entry.Entry, error)) error {
+		c, err := submit.Dial(url, s.token)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return c.Stream(s.t.Context(), o, next, func(position uint64, r submit.Result) error {
+			if r.Err != nil || position != answered {
+				return fmt.Errorf("answer %d where %d was due: %w", position, answered, r.Err)
+			}
+			answered++
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if was, twice := l.streamed[r.Ack.Index]; twice {
+				l.fault("stream: index %d is answered for %s and for entry %d", r.Ack.Index, was, answered)
+			}
+			l.streamed[r.Ack.Index] = fmt.Sprintf("streamed-%d.tar.gz", answered)
+			return nil
+		})
+	}
+	sent := uint64(0)
+	o := submit.StreamOptions{Name: "backfill", Wait: submit.Sequenced, Window: 64, Patience: time.Minute}
+	err = run("http://"+lis.Addr().String(), o, func() (*entry.Entry, error) {
+		if ctx.Err() != nil {
+			return nil, io.EOF
+		}
+		time.Sleep(2 * time.Millisecond)
+		sent++
+		sum := sha256.Sum256(fmt.Append(nil, "streamed", sent))
+		return &entry.Entry{Kind: entry.KindUpload, Ecosystem: entry.PyPI, Project: "streamed", Version: "1.0", File: fmt.Sprintf("streamed-%d.tar.gz", sent),
+			Size: entry.Uint(1), SHA256: hex.EncodeToString(sum[:]), Time: "2026-11-21T05:00:00Z"}, nil
+	})
+	if err != nil || answered != sent {
+		fault("%d of %d answered: %v", answered, sent, err)
+		return
+	}
+	for _, f := range s.frontends {
+		o.From = func(accepted uint64) error {
+			if accepted != sent {
+				fault("%s says that it stands at %d, it was answered %d", f.name, accepted, sent)
+			}
+			return nil
+		}
+		if err := run("http://"+f.grpc, o, func() (*entry.Entry, error) { return nil, io.EOF }); err != nil {
+			fault("%s: %v", f.name, err)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.t.Logf("a named stream was answered %d times, over calls of %v", sent, calls)
+	if len(calls) < len(s.frontends) || sent < 100 {
+		l.wrong = append(l.wrong, fmt.Sprintf("stream: %d entries over %v: that shows nothing", sent, calls))
 	}
 }
 
@@ -520,12 +614,13 @@ func TestSharedFaults(t *testing.T) {
 		t.Skip("short: it starts a database, Trillian and three servers, and kills them")
 	}
 	s := newScaled(t)
-	l := &ledger{acks: map[string]uint64{}, leaves: map[uint64][]byte{}, pinned: map[string]string{}, seen: map[string][]c2sp.Checkpoint{}, last: map[string]uint64{}, roots: map[uint64]map[[32]byte]string{}}
+	l := &ledger{acks: map[string]uint64{}, streamed: map[uint64]string{}, leaves: map[uint64][]byte{}, pinned: map[string]string{}, seen: map[string][]c2sp.Checkpoint{}, last: map[string]uint64{}, roots: map[uint64]map[[32]byte]string{}}
 	ctx, stop := context.WithCancel(t.Context())
 	var working sync.WaitGroup
 	for i := range 24 {
 		working.Go(func() { s.client(ctx, l, uint64(i)) })
 	}
+	working.Go(func() { s.stream(ctx, l) })
 	working.Go(func() {
 		for ctx.Err() == nil {
 			for _, f := range s.frontends {
@@ -646,6 +741,11 @@ func (s *scaled) settle(l *ledger) {
 				s.t.Errorf("%s stands at %d and at %d", e.File, first, i)
 			}
 			files[e.File] = i
+		}
+	}
+	for index, file := range l.streamed {
+		if at, logged := files[file]; !logged || uint64(at) != index {
+			s.t.Errorf("%s was answered with %d, the log has it at %d", file, index, at)
 		}
 	}
 	// Every upload has a name, whatever was killed; conflicts are the log's own.
