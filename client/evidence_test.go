@@ -252,7 +252,7 @@ func TestHandoverEvidenceAccusesNoOneAlone(t *testing.T) {
 		"the old log is the liar":      {p: namer.policy, first: namer.proven(0, 1, namer.note(1, t0)), second: honest.proven(0, 3, honest.note(3, t0)), secondOrigin: "honest.example/log"},
 		"the new log's key was stolen": {p: a.policy, first: last, second: thief.proven(0, 1, thief.note(1, t0)), secondOrigin: "next.example/log"},
 	} {
-		e := &Evidence{Claim: claimHandover, First: tc.first, Second: tc.second}
+		e := &Evidence{Claim: c2sp.ClaimHandover, First: tc.first, Second: tc.second}
 		m, err := must(ParseEvidence(e.Bytes())).Verify(tc.p)
 		if err != nil || m.Code != CodeHandover || m.First.Origin != origin || m.Second.Origin != tc.secondOrigin {
 			t.Errorf("%s: %+v, %v", name, m, err)

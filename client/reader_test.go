@@ -74,11 +74,11 @@ func TestPrefixRoots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a, b, err := prefixRoots(uint64(old), uint64(size), h)
+			a, b, err := c2sp.PrefixRoots(uint64(old), uint64(size), h)
 			if err != nil || a != l.checkpoint(old).Root || b != l.checkpoint(size).Root {
 				t.Errorf("%d in %d: wrong roots, %v", old, size, err)
 			}
-			if _, _, err := prefixRoots(uint64(old), uint64(size), h[1:]); err == nil {
+			if _, _, err := c2sp.PrefixRoots(uint64(old), uint64(size), h[1:]); err == nil {
 				t.Errorf("%d in %d: a hash missing, and no error", old, size)
 			}
 		}

@@ -263,7 +263,7 @@ func (s *State) compare(ctx context.Context, p *c2sp.Policy, old Remembered, v *
 	if err != nil {
 		return err
 	}
-	atA, atB, err := prefixRoots(a.Size, b.Size, hashes)
+	atA, atB, err := c2sp.PrefixRoots(a.Size, b.Size, hashes)
 	if err != nil {
 		return fmt.Errorf("comparing sizes %d and %d: %w", a.Size, b.Size, err)
 	}

@@ -76,7 +76,7 @@ func (h *Handover) Verify(p *c2sp.Policy) (*Followed, *c2sp.Policy, error) {
 func (h *Handover) evidence(p *c2sp.Policy, err error) error {
 	var r *Refusal
 	if errors.As(err, &r) && r.Code == CodeHandover && r.proof == nil {
-		r.proof = &Evidence{Claim: claimHandover, First: h.Last, Second: h.First}
+		r.proof = &Evidence{Claim: c2sp.ClaimHandover, First: h.Last, Second: h.First}
 		if _, everr := r.proof.Verify(p); everr != nil {
 			r.proof = nil
 			r.Detail += "; this cannot be proven to others: " + everr.Error()
@@ -126,13 +126,13 @@ func verifyLast(p *c2sp.Policy, last []byte) (*Followed, *c2sp.Policy, error) {
 		return nil, nil, &CannotCheck{Code: CodeNotFollowed, Reason: fmt.Sprintf("entry %d of %q does not end it: it is of kind %q", pr.Index, v.Origin, e.Kind)}
 	}
 	if pr.Index+1 != v.Size {
-		return nil, nil, &Refusal{Code: CodeAfterEnd, Check: "nothing comes after the end", proof: &Evidence{Claim: claimAfterEnd, First: last},
+		return nil, nil, &Refusal{Code: CodeAfterEnd, Check: "nothing comes after the end", proof: &Evidence{Claim: c2sp.ClaimAfterEnd, First: last},
 			Detail: fmt.Sprintf("entry %d of %q says that it is the last, and the log signed a tree of %d entries", pr.Index, v.Origin, v.Size)}
 	}
 	f := &Followed{From: v.Checkpoint, To: e.Origin, URL: e.URL}
 	next, err := f.policy(p, e.VKeys)
 	if r := (*Refusal)(nil); errors.As(err, &r) && e.Origin == v.Origin {
-		r.proof = &Evidence{Claim: claimAfterEnd, First: last}
+		r.proof = &Evidence{Claim: c2sp.ClaimAfterEnd, First: last}
 	}
 	return f, next, err
 }

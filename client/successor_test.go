@@ -335,7 +335,7 @@ func TestSuccessorThatIsNotLast(t *testing.T) {
 	if _, err := AfterEnd(honest.Last).Verify(a.policy); err == nil {
 		t.Error("an honest end is evidence")
 	}
-	if _, err := (&Evidence{Claim: claimHandover, First: honest.Last, Second: honest.First}).Verify(a.policy); err == nil {
+	if _, err := (&Evidence{Claim: c2sp.ClaimHandover, First: honest.Last, Second: honest.First}).Verify(a.policy); err == nil {
 		t.Error("an honest hand-over is evidence")
 	}
 	for name, h := range map[string]*Handover{

@@ -111,7 +111,7 @@ func (t *tileTree) node(ctx context.Context, id compact.NodeID) ([]byte, error) 
 }
 
 // prefixHashes returns the complete subtrees that make up [0, old) and then
-// [old, size) in the tree of this size. They give both roots; see prefixRoots.
+// [old, size) in the tree of this size. They give both roots; see [c2sp.PrefixRoots].
 func prefixHashes(ctx context.Context, r TileReader, old, size uint64) ([][32]byte, error) {
 	ids := compact.RangeNodes(old, size, compact.RangeNodes(0, old, nil))
 	hashes, err := newTileTree(r, size).nodes(ctx, ids)
@@ -123,46 +123,4 @@ func prefixHashes(ctx context.Context, r TileReader, old, size uint64) ([][32]by
 		out[i] = [32]byte(h)
 	}
 	return out, nil
-}
-
-// prefixRoots computes, from what prefixHashes returns, the root at size old
-// and the root at size. If the second is a root that the log signed for size,
-// then the first is the only one that an honest log can have signed for old: a
-// different tree under the same root would be a collision of SHA-256.
-func prefixRoots(old, size uint64, hashes [][32]byte) (atOld, atSize [32]byte, err error) {
-	n := compact.RangeSize(0, old)
-	if want := n + compact.RangeSize(old, size); old >= size || len(hashes) != want {
-		return atOld, atSize, fmt.Errorf("%d hashes for sizes %d and %d; %d belong there", len(hashes), old, size, want)
-	}
-	raw := make([][]byte, len(hashes))
-	for i := range hashes {
-		raw[i] = hashes[i][:]
-	}
-	f := compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
-	left, err := f.NewRange(0, old, raw[:n])
-	if err != nil {
-		return atOld, atSize, err
-	}
-	right, err := f.NewRange(old, size, raw[n:])
-	if err != nil {
-		return atOld, atSize, err
-	}
-	root := func(r *compact.Range) ([32]byte, error) {
-		if r.End() == 0 {
-			return c2sp.EmptyRoot, nil
-		}
-		h, err := r.GetRootHash(nil)
-		if err != nil {
-			return [32]byte{}, err
-		}
-		return [32]byte(h), nil
-	}
-	if atOld, err = root(left); err != nil {
-		return atOld, atSize, err
-	}
-	if err = left.AppendRange(right, nil); err != nil {
-		return atOld, atSize, err
-	}
-	atSize, err = root(left)
-	return atOld, atSize, err
 }

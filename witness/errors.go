@@ -60,14 +60,18 @@ type ProofError struct{ Reason string }
 
 func (e *ProofError) Error() string { return e.Reason }
 
-// A ForkError means that the log signed two trees of one size (422). Both notes
-// are in the database: see [Store.Forks].
+// A ForkError means that the log signed two trees that cannot both be of one
+// history (422). Both notes are kept, and published: see [Fork].
 type ForkError struct {
 	Origin string
-	Size   uint64
+	Old    uint64 // cosigned before
+	Size   uint64 // refused now; Old if both are of one size
 }
 
 func (e *ForkError) Error() string {
+	if e.Old < e.Size {
+		return fmt.Sprintf("log %.100q has signed a tree of size %d that does not begin with the tree of size %d it signed before", e.Origin, e.Size, e.Old)
+	}
 	return fmt.Sprintf("log %.100q has signed two different trees of size %d", e.Origin, e.Size)
 }
 

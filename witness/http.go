@@ -6,6 +6,7 @@ package witness
 //	POST /sign-subtree              200 signature lines
 //	GET  /<origin hash>/checkpoint  200 the checkpoint with our cosignatures
 //	GET  /                          200 the status page, for people
+//	GET  /evidence/                 200 what logs were caught at, see evidence.go
 //
 // Every other answer is a problem document (RFC 9457).
 
@@ -42,7 +43,11 @@ func (w *Witness) Handler() http.Handler {
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
 		problem(rw, http.StatusNotFound, "this is a c2sp.org/tlog-witness: it has add-checkpoint, sign-subtree and <origin hash>/checkpoint")
 	})
-	return mux
+	// A mux of its own: in one, /evidence/ and /{hash}/checkpoint would overlap.
+	all := http.NewServeMux()
+	all.Handle("/evidence/", only(http.MethodGet, w.serveEvidence))
+	all.Handle("/", mux)
+	return all
 }
 
 // NewServer returns an HTTP server for h with limits that no honest client

@@ -20,6 +20,9 @@ var statusPage = template.Must(template.New("status").Funcs(template.FuncMap{
 	"utc": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 }).Parse(statusHTML))
 
+// pagePolicy is the Content-Security-Policy of pages: no script, nothing loaded.
+const pagePolicy = "default-src 'none'; style-src 'unsafe-inline'"
+
 // A summary is what the status page and the metrics say of a log.
 type summary struct {
 	Origin     string
@@ -92,7 +95,7 @@ func (w *Witness) serveStatus(rw http.ResponseWriter, r *http.Request) {
 	}
 	h := rw.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+	h.Set("Content-Security-Policy", pagePolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-cache")
 	if err := statusPage.Execute(rw, page); err != nil {

@@ -29,9 +29,13 @@ var migrations embed.FS
 // applicationID marks a database file as ours (PRAGMA application_id): "PBwi".
 const applicationID = 0x50427769
 
-// maxForks bounds the evidence kept for one log. One fork is a verdict; the
-// rest is a log that fills our disk.
-const maxForks = 100
+// maxForks and maxForkBytes bound the evidence kept for one log; the first is
+// kept whatever its size. One fork is a verdict; the rest is a log that fills
+// our disk.
+const (
+	maxForks     = 100
+	maxForkBytes = 4 << 20
+)
 
 var (
 	// ErrNoState means that there is no database where one must be. It is never
@@ -99,15 +103,19 @@ type Log struct {
 	Head   *Head       // nil: nothing cosigned yet
 }
 
-// A Fork is two notes that the log signed: of one size, with different roots.
-// Each carries the log's signatures, so the pair convinces anyone who has the
-// log's key.
+// A Fork is two notes that the log signed and that contradict each other: of one
+// size, with different roots, or of two sizes, with hashes that show it. Each
+// carries the log's signatures, so they convince anyone who has the log's key:
+// see [Fork.Evidence].
 type Fork struct {
-	Origin string
-	Size   uint64
-	Ours   []byte // what this witness cosigned
-	Theirs []byte // what it was asked to cosign as well
-	Seen   time.Time
+	ID       int64 // given when it is kept
+	Origin   string
+	Size     uint64     // of Theirs
+	OursSize uint64     // not above Size
+	Ours     []byte     // what this witness cosigned
+	Theirs   []byte     // what it was asked to cosign as well
+	Hashes   [][32]byte // nil if the sizes are equal
+	Seen     time.Time
 }
 
 // CreateStore makes the database of a new witness that has these keys, all of
@@ -609,39 +617,6 @@ func (s *Store) swap(tx *sql.Tx, a *advance) error {
 		return errMoved
 	}
 	return nil
-}
-
-// keepFork stores evidence, once for each size of a log and at most maxForks
-// times for each log. kept is false if it was there, or there is enough.
-func (s *Store) keepFork(ctx context.Context, f Fork) (kept bool, err error) {
-	res, err := s.write.ExecContext(ctx, `INSERT INTO fork (origin, size, ours, theirs, seen)
-		SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM fork WHERE origin = ?1) < ?6 ON CONFLICT DO NOTHING`,
-		f.Origin, int64(f.Size), f.Ours, f.Theirs, f.Seen.Unix(), maxForks)
-	if err != nil {
-		return false, fmt.Errorf("writing %s: %w", s.path, err)
-	}
-	n, err := res.RowsAffected()
-	return n == 1, err
-}
-
-// Forks returns the evidence against a log, oldest first.
-func (s *Store) Forks(ctx context.Context, origin string) ([]Fork, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT size, ours, theirs, seen FROM fork WHERE origin = ? ORDER BY id", origin)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", s.path, err)
-	}
-	defer rows.Close()
-	var out []Fork
-	for rows.Next() {
-		f := Fork{Origin: origin}
-		var size, seen int64
-		if err := rows.Scan(&size, &f.Ours, &f.Theirs, &seen); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", s.path, err)
-		}
-		f.Size, f.Seen = uint64(size), time.Unix(seen, 0)
-		out = append(out, f)
-	}
-	return out, rows.Err()
 }
 
 // checkpoint returns the note the read API serves, nil if there is none.

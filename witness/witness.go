@@ -291,44 +291,12 @@ func check(req *request, head *Head) error {
 		return nil // the empty tree is consistent with any tree
 	}
 	if req.old == req.cp.Size && req.cp.Root != head.Root {
-		return &ForkError{req.cp.Origin, req.cp.Size}
+		return &ForkError{req.cp.Origin, req.old, req.cp.Size}
 	}
 	if err := c2sp.VerifyConsistency(req.old, req.cp.Size, req.proof, head.Root, req.cp.Root); err != nil {
 		return &ProofError{err.Error()}
 	}
 	return nil
-}
-
-// suspect looks at a request that the log did sign and check refused, and
-// returns the refusal. Two signed trees of one size are evidence whatever the
-// answer to this request is, and are kept before it is given. A proof that
-// fails is worth a line to the operator and nothing more: anyone can send a
-// good checkpoint with a bad proof. So that nobody can fill the journal, what
-// can be repeated is told at most 20 times, then once in ten seconds.
-func (w *Witness) suspect(ctx context.Context, req *request, known *Log, logSigs []c2sp.Signature, refusal error) error {
-	head := known.Head
-	if head != nil && head.Size == req.cp.Size && head.Root != req.cp.Root {
-		theirs := c2sp.Note{Text: req.cp.Text(), Sigs: logSigs}
-		kept, err := w.store.keepFork(ctx, Fork{
-			Origin: known.Origin, Size: head.Size, Ours: head.Note, Theirs: theirs.Bytes(), Seen: w.now(),
-		})
-		if err != nil {
-			return err
-		}
-		if !kept && !w.warn.Allow() {
-			return refusal
-		}
-		w.log.Warn("FORK: the log has signed two different trees of one size; nothing was cosigned",
-			"origin", known.Origin, "size", head.Size, "cosigned_root", fmt.Sprintf("%x", head.Root),
-			"refused_root", fmt.Sprintf("%x", req.cp.Root), "evidence_kept", kept)
-		return refusal
-	}
-	var proof *ProofError
-	if errors.As(refusal, &proof) && w.warn.Allow() {
-		w.log.Warn("a signed checkpoint was not shown to be consistent with the one cosigned before; nothing was cosigned",
-			"origin", known.Origin, "old", req.old, "size", req.cp.Size, "reason", proof.Reason)
-	}
-	return refusal
 }
 
 // checkClock refuses a clock that would date a cosignature before the last one

@@ -359,7 +359,7 @@ func listLogsCmd() *cobra.Command {
 				fmt.Fprintf(out, "  last  size %d, cosigned %s\n", l.Head.Size, l.Head.Time.UTC().Format(time.RFC3339))
 			}
 			if len(forks) > 0 {
-				fmt.Fprintf(out, "  FORK  this log has signed two histories, first seen %s at size %d; both notes are kept\n",
+				fmt.Fprintf(out, "  FORK  this log has signed two histories, first seen %s at size %d; the evidence is published at /evidence/\n",
 					forks[0].Seen.UTC().Format(time.RFC3339), forks[0].Size)
 			}
 		}

@@ -3,6 +3,7 @@ package main
 // evidence: judge a file that accuses a log.
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,24 +25,27 @@ func evidenceCmd() *cobra.Command {
 
 func evidenceVerifyCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "verify FILE --policy POLICY",
+		Use:   "verify FILE {--policy POLICY | --log-key VKEY}",
 		Short: "Check with public keys alone that a log misbehaved",
 		Long: `verify reads an evidence file, as portbook writes one when a log shows it two
-histories, and checks with the public keys of the policy that the log signed
-both. It needs no network, and no trust in whoever made the file. Where a log and
-its successor contradict each other, it proves that one of the two lied, and not
-which.
+histories and as witnesses publish them at /evidence/, and checks with public
+keys alone that the log signed both. It needs no network, and no trust in whoever
+made the file: take the log's key from your policy or from the log's operator.
+Comments in the file name keys too, but anyone can make a key and two trees for
+it. Where a log and its successor contradict each other, it proves that one of
+the two lied, and not which.
 
 Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 2 usage, 3 the file cannot be read.`,
-		Example: `  portbook evidence verify portbook-evidence-8c1f.txt --policy policy`,
-		Args:    cobra.ExactArgs(1),
+		Example: `  portbook evidence verify portbook-evidence-8c1f.txt --policy policy
+  portbook evidence verify 7.txt --log-key log.example/l+1234abcd+AbCd...`,
+		Args: cobra.ExactArgs(1),
 	}
 	policyFile := cmd.Flags().String("policy", "", "policy `FILE` with the log's public key")
+	logKeys := cmd.Flags().StringArray("log-key", nil, "public `KEY` of the log (verifier key), instead of a policy; may be repeated")
 	asJSON := cmd.Flags().Bool("json", false, "print a JSON object with file, proven, code, log, second_log, first_size, second_size, witnesses, reason")
-	cli.Require(cmd, "policy")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		p, err := client.ReadPolicy(*policyFile)
+		p, err := evidencePolicy(*policyFile, *logKeys)
 		if err != nil {
 			return cli.Usage(err)
 		}
@@ -111,6 +115,24 @@ Exit codes: 0 the evidence proves that the log misbehaved, 1 it proves nothing,
 		return nil
 	}
 	return cmd
+}
+
+// evidencePolicy is whose signatures count: those of a policy's logs, or of keys.
+func evidencePolicy(file string, keys []string) (*c2sp.Policy, error) {
+	if (file == "") == (len(keys) == 0) {
+		return nil, errors.New("want the log's public key: either --policy, or --log-key")
+	}
+	if file != "" {
+		return client.ReadPolicy(file)
+	}
+	text := ""
+	for _, k := range keys {
+		if _, err := c2sp.ParseVKey(k); err != nil {
+			return nil, fmt.Errorf("--log-key: %w", err)
+		}
+		text += "log " + k + "\n"
+	}
+	return c2sp.ParsePolicy([]byte(text + "quorum none\n"))
 }
 
 type evidenceResult struct {

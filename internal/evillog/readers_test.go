@@ -461,8 +461,7 @@ func readWitness(s *stage, lie func(*stage)) string {
 func forks(s *stage, store *witness.Store) string {
 	list := must(store.Forks(s.t.Context(), origin))
 	for _, f := range list {
-		e := client.Evidence{First: f.Ours, Second: f.Theirs}
-		if err := client.VerifyEvidence(e.Bytes(), s.policy); err != nil {
+		if err := client.VerifyEvidence(f.Evidence(nil).Bytes(), s.policy); err != nil {
 			s.t.Errorf("the witness's evidence convinces nobody: %v", err)
 		}
 	}

@@ -48,17 +48,17 @@ var rows = []row{
 		state: "PB201+evidence", proof: "PB106", proxy: "PB201+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
 	{name: "fork of one size, only its last entry", lie: func(s *stage) { s.log.Fork(known-1, s.evil(known-1, known)...) },
 		state: "PB201+evidence", proof: "verified", proxy: "PB201+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
-	// Sizes differ: without tiles a witness cannot prove it to others, and only
-	// refuses.
+	// Sizes differ: the proof that the log sends from its other history is what
+	// convicts it, without tiles.
 	{name: "larger fork", lie: func(s *stage) { s.log.Fork(3, s.evil(3, 320)...) },
-		state: "PB202+evidence", proof: "verified", proxy: "PB202+evidence", monitor: "held, tampering/fork+evidence", witness: "422"},
+		state: "PB202+evidence", proof: "verified", proxy: "PB202+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
 	{name: "larger fork, honest witnesses", honest: true, lie: func(s *stage) { s.log.Fork(3, s.evil(3, 320)...) },
-		state: "PB202+evidence", proof: "PB106", proxy: "PB202+evidence", monitor: "held, tampering/fork+evidence", witness: "422"},
+		state: "PB202+evidence", proof: "PB106", proxy: "PB202+evidence", monitor: "held, tampering/fork+evidence", witness: "422+evidence"},
 	// What a quorum of colluding witnesses and a log that hides its tiles can do to
 	// one installer: the file is served, with a warning. Broken storage looks the
 	// same, and must not stop what is proven from being installed.
 	{name: "larger fork with the tiles of the truth", lie: func(s *stage) { s.log.KeepTiles(); s.log.Fork(3, s.evil(3, grown)...) },
-		state: "PB204", proof: "verified", proxy: "served, warned", monitor: "held, tampering/tiles", witness: "422"},
+		state: "PB204", proof: "verified", proxy: "served, warned", monitor: "held, tampering/tiles", witness: "422+evidence"},
 	// The log no longer has the tiles that would show the fork, so it is a rollback;
 	// the monitor has every leaf itself.
 	{name: "smaller fork", lie: func(s *stage) { s.log.Fork(3, s.evil(3, 200)...) },

@@ -175,7 +175,7 @@ func (w *Witness) Stop() error {
 }
 
 // Forks are the forks the witness has refused and kept.
-func (w *Witness) Forks(ctx context.Context, origin string) ([]witness.Fork, error) {
+func (w *Witness) Forks(ctx context.Context, origin string) ([]*witness.Fork, error) {
 	return w.store.Forks(ctx, origin)
 }
 
