@@ -533,6 +533,9 @@ func TestTokensFile(t *testing.T) {
 		"readable":      func() { os.Chmod(path, 0o644) },
 		"unknown field": func() { os.WriteFile(path, []byte(strings.Replace(good, `"hash"`, `"revokd": "x", "hash"`, 1)), 0o600) },
 		"negative rate": func() { os.WriteFile(path, []byte(strings.Replace(good, `"hash"`, `"rate": -1, "hash"`, 1)), 0o600) },
+		"another registry": func() {
+			os.WriteFile(path, []byte(strings.Replace(good, `"index.example"`, `"indey.example"`, 1)), 0o600)
+		},
 		"same ID twice": func() {
 			os.WriteFile(path, []byte("["+strings.Trim(good, "[]\n")+","+strings.Trim(good, "[]\n")+"]"), 0o600)
 		},

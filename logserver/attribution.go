@@ -161,8 +161,8 @@ const (
 )
 
 // openAttribution opens the record of a log of the given size, or begins one.
-// What is torn at its end was never acknowledged and is cut off; a file that is
-// damaged otherwise is set aside.
+// What is torn at its end was never acknowledged, unless the disk damaged it: it
+// is cut off and kept beside. A file that is damaged otherwise is set aside.
 func openAttribution(path, origin string, size uint64, now func() time.Time, logger *slog.Logger) (*attributionFile, error) {
 	a := &attributionFile{path: path, now: now}
 	raw, err := os.ReadFile(path)
@@ -176,6 +176,13 @@ func openAttribution(path, origin string, size uint64, now func() time.Time, log
 		}
 		if err == nil {
 			a.start, a.known, a.end = said.start, said.known(), said.end
+			if torn := raw[said.end:]; len(torn) > 0 {
+				aside := fmt.Sprintf("%s.torn-%d", path, now().Unix())
+				logger.Warn("the record of who logged what is torn at its end: that is cut off, and kept", "file", filepath.Base(aside), "bytes", len(torn))
+				if err := writeDurably(aside, torn, 0o600); err != nil {
+					return nil, fmt.Errorf("who logged what: %w", withoutPath(err))
+				}
+			}
 			return a, a.resume(size)
 		}
 		aside := fmt.Sprintf("%s.damaged-%d", path, now().Unix())

@@ -146,6 +146,11 @@ func TestAttributionFile(t *testing.T) {
 		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, whole) {
 			t.Errorf("torn at byte %d: opened, it has %d bytes, want %d: %v", cut, len(now), len(whole), err)
 		}
+		if cut > len(whole) { // the disk may have damaged what was whole: it is kept
+			if kept := readFile(t, fmt.Sprintf("%s.torn-%d", path, fixedTime().Unix())); kept != string(more[len(whole):cut]) {
+				t.Errorf("torn at byte %d: %d bytes are kept, want %d", cut, len(kept), cut-len(whole))
+			}
+		}
 	}
 	// A log that has lost entries: what comes there now is not what was there.
 	d := openTestAttribution(t, dir, 11)

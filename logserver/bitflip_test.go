@@ -1,16 +1,19 @@
 package logserver
 
 // FAULTS suite b4: a random bit of a closed log is flipped, anywhere: state,
-// tiles, bundles, checkpoint, anchor, index. Then the log is audited, and opened
-// and served without any witness to help it.
+// tiles, bundles, checkpoint, anchor, index, identity, credentials, the record of
+// who logged what. Then the log is audited, and opened and served without any
+// witness to help it.
 
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -38,13 +41,16 @@ var flips = flag.Int("flips", 42, "rounds of TestBitFlips; 1000 in the suite")
 // under a key that nobody knows, the state of its garbage collection), empty lock
 // files, and partial tiles that wider ones have replaced. The index decides on
 // uniqueness: a flip there must not lead to a wrong acknowledgement, whether
-// the audit sees it or the server makes the index anew.
-func flipClass(path string) (class string, matters bool) {
+// the audit sees it or the server makes the index anew. Credentials must not
+// reach further than before, and nobody may be blamed for another's entries.
+func flipClass(path string, n uint64) (class string, matters bool) {
 	switch {
 	case path == "anchor":
 		return "anchor", true
 	case path == checkpointFile:
 		return "checkpoint", true
+	case superseded(path, n):
+		return "superseded", false
 	case strings.HasPrefix(path, "log/tile/entries/"):
 		return "bundles", true
 	case strings.HasPrefix(path, "log/tile/"):
@@ -53,10 +59,16 @@ func flipClass(path string) (class string, matters bool) {
 		return "state", true
 	case strings.HasPrefix(path, "log/"):
 		return "engine's own", false
-	case path == identityFile, path == TokensFile, path == lockFileName:
-		return "", false // configuration: what it says wrong is refused, or is another log's
+	case path == identityFile:
+		return "identity", false
+	case path == TokensFile:
+		return "credentials", false
+	case path == AttributionFile:
+		return "who logged what", false
+	case strings.HasPrefix(path, indexDir+"/"):
+		return "index", false
 	}
-	return "index", false
+	return "", false // locks
 }
 
 func TestBitFlips(t *testing.T) {
@@ -73,6 +85,12 @@ func TestBitFlips(t *testing.T) {
 	waitFor(t, "the conflict entry", func() bool { return l.Published().Size == n })
 	l.Close()
 	base.audited()
+	trust := base.credentials()
+	id, err := ReadIdentity(base.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := &keyring{origin: id.Origin, keys: id.Keys}
 	good := t.TempDir()
 	copyDir(t, base.dir, filepath.Join(good, "log"))
 	copyDir(t, base.anchor, filepath.Join(good, "anchor"))
@@ -91,13 +109,13 @@ func TestBitFlips(t *testing.T) {
 
 	// One class is drawn, then a file of it, then a bit.
 	files := map[string][]string{}
-	err := filepath.WalkDir(base.dir, func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(base.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
 		rel, _ := filepath.Rel(base.dir, path)
 		info, err := d.Info()
-		if class, _ := flipClass(filepath.ToSlash(rel)); err == nil && class != "" && info.Size() > 0 {
+		if class, _ := flipClass(filepath.ToSlash(rel), n); err == nil && class != "" && info.Size() > 0 {
 			files[class] = append(files[class], filepath.ToSlash(rel))
 		}
 		return err
@@ -142,29 +160,97 @@ func TestBitFlips(t *testing.T) {
 		count := table[class]
 		count.flips++
 
-		report := r.audit()
-		_, matters := flipClass(file)
-		switch {
-		case report.Outcome() == audit.Found:
-			count.found++
-		case len(report.Findings) > 0:
-			count.leftover++
-		default:
-			count.silent++
+		_, matters := flipClass(file, n)
+		if class != "identity" { // that one it may not even begin with
+			report := r.audit()
+			switch {
+			case report.Outcome() == audit.Found:
+				count.found++
+			case len(report.Findings) > 0:
+				count.leftover++
+			default:
+				count.silent++
+			}
+			if matters && report.Outcome() != audit.Found && !(class == "state" && sameState(good, raw)) {
+				t.Errorf("%s: the audit does not find it: %s", what, findings(report))
+			}
 		}
-		if matters && report.Outcome() != audit.Found && !superseded(file, n) && !(class == "state" && sameState(good, raw)) {
-			t.Errorf("%s: the audit does not find it: %s", what, findings(report))
+		if trusted, err := r.readCredentials(); err == nil && !maps.Equal(trusted, trust) {
+			t.Errorf("%s: the credentials say\n%v\nnot\n%v", what, trusted, trust)
 		}
-		if r.serveFlipped(what, n, leaves, byFile) {
+		r.blamed(what, n-1)
+		if r.serveFlipped(what, own, n, leaves, byFile) {
 			count.served++
 		} else {
 			count.refused++
 		}
 	}
-	t.Logf("%-13s %6s %8s %9s %7s %8s %7s", "flips in", "flips", "found", "leftover", "silent", "refused", "served")
+	t.Logf("%-15s %6s %8s %9s %7s %8s %7s", "flips in", "flips", "found", "leftover", "silent", "refused", "served")
 	for _, c := range classes {
 		if x := table[c]; x != nil {
-			t.Logf("%-13s %6d %8d %9d %7d %8d %7d", c, x.flips, x.found, x.leftover, x.silent, x.refused, x.served)
+			t.Logf("%-15s %6d %8d %9d %7d %8d %7d", c, x.flips, x.found, x.leftover, x.silent, x.refused, x.served)
+		}
+	}
+}
+
+// credentials makes credentials of which each says something else, and returns
+// what matters of them all.
+func (r *rig) credentials() map[string]string {
+	r.t.Helper()
+	c, err := OpenTokens(filepath.Join(r.dir, TokensFile), fixedTime)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	uploads := Credential{Registry: testRegistry, Claim: entry.ClaimIndex, Kinds: []entry.Kind{entry.KindUpload}}
+	revoked, _, err := c.Create(uploads)
+	if err == nil {
+		err = c.Revoke(revoked.ID)
+	}
+	limited := uploads
+	limited.Rate, limited.Quota, limited.Ends = 10, 100, "2026-12-31T23:59:59Z"
+	rotated, _, err2 := c.Create(limited)
+	if err2 == nil {
+		_, err2 = c.Rotate(rotated.ID, time.Hour)
+	}
+	certified := uploads
+	certified.Cert = &CertRule{CA: strings.Repeat("ab", 32), Name: "dns:uploads.index.example"}
+	_, _, err3 := c.Create(certified)
+	said, err4 := r.readCredentials()
+	if err := errors.Join(err, err2, err3, err4); err != nil {
+		r.t.Fatal(err)
+	}
+	return said
+}
+
+// readCredentials returns what matters of the log's credentials: all but notes
+// and when they were made.
+func (r *rig) readCredentials() (map[string]string, error) {
+	c, err := OpenTokens(filepath.Join(r.dir, TokensFile), fixedTime)
+	if err != nil {
+		return nil, err
+	}
+	said := map[string]string{}
+	for _, t := range c.List() {
+		t.Created, t.Note = "", ""
+		raw, err := json.Marshal(t)
+		if err != nil {
+			return nil, err
+		}
+		said[t.ID] = string(raw)
+	}
+	return said, nil
+}
+
+// blamed checks that the record of who logged what, if it can be read, names the
+// one credential that did, for the first n entries or some of them.
+func (r *rig) blamed(what string, n uint64) {
+	a, err := ReadAttribution(r.dir)
+	if err != nil {
+		return // it says so
+	}
+	for _, run := range a.runs {
+		if run.By != r.token.ID && run.By != "" || run.By == "" && run.First < n {
+			r.t.Errorf("%s: entry %d and %d more are said to be of %q", what, run.First, run.Count-1, run.By)
 		}
 	}
 }
@@ -180,19 +266,14 @@ func superseded(path string, n uint64) bool {
 	return t.Index != have/tileWidth || uint64(t.Width) != have%tileWidth
 }
 
-// serveFlipped opens a damaged log of n entries, whose leaf hashes are leaves,
+// serveFlipped opens a damaged log of n entries, whose keys are own and whose leaf hashes are leaves,
 // submits to it, and checks that whatever it acknowledged and signed is so. It
 // reports whether the log took submissions.
-func (r *rig) serveFlipped(what string, n int, leaves []tlog.Hash, byFile map[string]uint64) bool {
+func (r *rig) serveFlipped(what string, own *keyring, n int, leaves []tlog.Hash, byFile map[string]uint64) bool {
 	t := r.t
 	cfg := r.config()
 	cfg.MaxWait = 2 * time.Second
 	cfg.Logger = slog.New(slog.DiscardHandler)
-	id, err := ReadIdentity(r.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	own := &keyring{origin: id.Origin, keys: id.Keys}
 	l, err := Open(t.Context(), cfg)
 	if err != nil {
 		return false
@@ -249,6 +330,7 @@ func (r *rig) serveFlipped(what string, n int, leaves []tlog.Hash, byFile map[st
 			t.Errorf("%s: a new file was acknowledged at %d", what, a.Index)
 		}
 	})
+	r.blamed(what, uint64(n)-1)
 	if p := l.Published(); p.Size >= uint64(n) {
 		all := slices.Clone(leaves)
 		if err := l.freshTree(int64(p.Size)).each(int64(n), func(_ int64, leaf []byte) error {

@@ -401,6 +401,30 @@ func TestDamagedTreeIsNotSigned(t *testing.T) {
 	}
 }
 
+// TestDamagedNameIsNotFree: an entry whose file name is damaged, by one bit, still
+// pins the name that was logged, whether the index knows it or is made anew.
+func TestDamagedNameIsNotFree(t *testing.T) {
+	for _, anew := range []bool{false, true} {
+		r := filled(t, 10)
+		path := filepath.Join(r.dir, engineDir, "tile/entries/000.p/10")
+		flip(t, path, int64(strings.Index(readFile(t, path), nth(3).File)))
+		if anew {
+			removeIndex(t, r.dir, indexDir)
+		}
+		l := r.open()
+		waitFor(t, "the log to take submissions, or to refuse to", func() bool { return l.Status().Writable || l.Status().Latched })
+		if anew != l.Status().Latched {
+			t.Errorf("index made anew %v: latched %v", anew, l.Status().Latched)
+		}
+		other := nth(3)
+		other.SHA256 = strings.Repeat("e", 64)
+		if ack, err := r.submit(l, other); !errors.Is(err, ErrStorage) && !errors.Is(err, ErrReadOnly) {
+			t.Errorf("index made anew %v: other bytes are answered with %v, %v", anew, ack, err)
+		}
+		l.Close()
+	}
+}
+
 // TestGuardWhileRunning damages a log that is being served.
 func TestGuardWhileRunning(t *testing.T) {
 	for _, row := range []struct {

@@ -40,6 +40,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/entry"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 const (
@@ -984,6 +985,9 @@ func (x *index) replay(ctx context.Context, t tree, progress func(done, size int
 				}
 			}
 		}
+		if err := t.matches(i, leaf); err != nil {
+			return err
+		}
 		e, err := entry.Parse(leaf)
 		hash := entry.LeafHash(leaf)
 		if err != nil { // of a newer server, say; a log does not end at one
@@ -1029,8 +1033,23 @@ func (x *index) follow(ctx context.Context, b *board) {
 // leafCache holds the entries of a few bundles.
 type leafCache struct {
 	mu      sync.Mutex
-	bundles map[int64][][]byte // guarded by mu; by number
-	order   []int64            // guarded by mu; oldest first
+	bundles map[int64]*bundle // guarded by mu; by number
+	order   []int64           // guarded by mu; oldest first
+}
+
+// bundle is the entries of a bundle, with the hashes that the tile has for them.
+type bundle struct {
+	leaves [][]byte
+	hashes []tlog.Hash
+}
+
+// leaf is entry at of bundle n. What does not hash to the tile's leaf is not what
+// was logged: to take a damaged name for another would free a pinned one.
+func (b *bundle) leaf(n int64, at int) ([]byte, error) {
+	if b == nil || at >= len(b.leaves) {
+		return nil, fmt.Errorf("%w: the log has no entry %d", errUnreadable, n*tileWidth+int64(at))
+	}
+	return b.leaves[at], matches(n*tileWidth+int64(at), b.leaves[at], b.hashes[at])
 }
 
 const leafBundles = 32 // some 4 MB
@@ -1041,23 +1060,24 @@ func (x *index) leaf(i uint64) ([]byte, error) {
 	x.leaves.mu.Lock()
 	have := x.leaves.bundles[n]
 	x.leaves.mu.Unlock()
-	if at < len(have) {
-		return have[at], nil
+	if leaf, err := have.leaf(n, at); err == nil {
+		return leaf, nil
 	}
-	leaves, err := x.bundle(n)
+	read, err := x.bundle(n)
 	if errors.Is(err, errUnreadable) {
-		leaves, err = x.bundle(n) // the log has grown, and a partial bundle is gone
+		read, err = x.bundle(n) // the log has grown, and a partial bundle is gone
 	}
-	if err == nil && at >= len(leaves) {
-		err = fmt.Errorf("%w: the log has no entry %d", errUnreadable, i)
+	if err != nil {
+		return nil, err
 	}
+	leaf, err := read.leaf(n, at)
 	if err != nil {
 		return nil, err
 	}
 	x.leaves.mu.Lock()
 	defer x.leaves.mu.Unlock()
 	if x.leaves.bundles == nil {
-		x.leaves.bundles = map[int64][][]byte{}
+		x.leaves.bundles = map[int64]*bundle{}
 	}
 	if x.leaves.bundles[n] == nil {
 		if len(x.leaves.order) >= leafBundles {
@@ -1066,12 +1086,12 @@ func (x *index) leaf(i uint64) ([]byte, error) {
 		}
 		x.leaves.order = append(x.leaves.order, n)
 	}
-	x.leaves.bundles[n] = leaves
-	return leaves[at], nil
+	x.leaves.bundles[n] = read
+	return leaf, nil
 }
 
-// bundle reads what there is of bundle n.
-func (x *index) bundle(n int64) ([][]byte, error) {
+// bundle reads what there is of bundle n; nil if there is nothing.
+func (x *index) bundle(n int64) (*bundle, error) {
 	x.mu.RLock()
 	whole := x.whole
 	x.mu.RUnlock()
@@ -1083,7 +1103,16 @@ func (x *index) bundle(n int64) ([][]byte, error) {
 	if width <= 0 {
 		return nil, nil
 	}
-	return x.tree(int64(size)).leaves(n*tileWidth, int(width))
+	t := x.tree(int64(size))
+	leaves, err := t.leaves(n*tileWidth, int(width))
+	if err != nil {
+		return nil, err
+	}
+	tile, err := t.tile(0, n)
+	if err != nil {
+		return nil, err
+	}
+	return &bundle{leaves, tile[0]}, nil
 }
 
 // readUpTo says what of the log can be read, from now on.

@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/portbook/portbook/entry"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // smallIndex is an index that writes a run every few entries.
@@ -284,6 +285,7 @@ func TestIndexHintsDecideNothing(t *testing.T) {
 		x := smallIndex(t, t.TempDir(), 5)
 		model := mapRows{map[[32]byte]*slotRow{}, map[[2]string]string{}, map[[32]byte]bool{}, map[[2]string]bool{}}
 		var leaves [][]byte
+		var hashes []tlog.Hash
 		var files []*entry.Entry
 		for n := range 4 {
 			files = append(files, upload("p", fmt.Sprintf("p-%d.tar.gz", n), ""))
@@ -319,7 +321,8 @@ func TestIndexHintsDecideNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			leaves = append(leaves, leaf)
-			x.leaves.bundles = map[int64][][]byte{0: leaves}
+			hashes = append(hashes, entry.LeafHash(leaf))
+			x.leaves.bundles = map[int64]*bundle{0: {leaves, hashes}}
 			finds := findKeys(nil, entry.LeafHash(leaf), e)
 			for n := range files {
 				finds = append(finds, rowKey(slot(n)))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/portbook/portbook/entry"
 	"github.com/transparency-dev/tessera"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // race submits first, and the others once first is decided and not yet handed
@@ -176,6 +177,7 @@ func TestRejectFreesItsOwnDigestOnly(t *testing.T) {
 		return e
 	}
 	var leaves [][]byte
+	var hashes []tlog.Hash
 	x, err := openIndex(dir, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +202,8 @@ func TestRejectFreesItsOwnDigestOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		leaves = append(leaves, leaf)
-		x.leaves.bundles = map[int64][][]byte{0: leaves} // what the log has
+		hashes = append(hashes, entry.LeafHash(leaf))
+		x.leaves.bundles = map[int64]*bundle{0: {leaves, hashes}} // what the log has
 		if err := rows.apply(uint64(i), row.e, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -57,6 +57,28 @@ type Credential struct {
 	shown string    // hash of the secret that was shown this time; empty: not a bearer token
 }
 
+// storedCredential is a credential as the document has it.
+type storedCredential struct {
+	Credential
+	// Sum finds damage: a flipped bit can make one registry's name another's. It is
+	// no secret, and absent in what was written before there were sums.
+	Sum string `json:"sum,omitempty"`
+}
+
+// sum is 8 bytes of SHA-256, in hex, over a credential's JSON as it is read again.
+func (t Credential) sum() (string, error) {
+	var again Credential
+	raw, err := json.Marshal(t)
+	if err == nil {
+		err = json.Unmarshal(raw, &again)
+	}
+	if err == nil {
+		raw, err = json.Marshal(again)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:8]), err
+}
+
 // OldSecret is a secret that was replaced, good until Ends.
 type OldSecret struct {
 	Hash string `json:"hash,omitempty"` // hex SHA-256; never empty in the file
@@ -145,7 +167,7 @@ func parseCredentials(raw []byte) (map[string]Credential, error) {
 	if len(raw) == 0 {
 		return nil, nil
 	}
-	var list []Credential
+	var list []storedCredential
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields() // a misspelt "revoked" must not leave a credential valid
 	if err := dec.Decode(&list); err != nil {
@@ -155,9 +177,13 @@ func parseCredentials(raw []byte) (map[string]Credential, error) {
 		return nil, errors.New("credentials: more than one list")
 	}
 	byID := make(map[string]Credential, len(list))
-	for _, t := range list {
+	for _, stored := range list {
+		t := stored.Credential
 		if err := t.check(); err != nil {
 			return nil, fmt.Errorf("credentials: %q: %w", t.ID, err)
+		}
+		if sum, err := t.sum(); err != nil || stored.Sum != "" && stored.Sum != sum {
+			return nil, fmt.Errorf("credentials: %q: its checksum does not match: it is damaged, or was changed by hand; bring back an older file, or take the credential out of it and make another", t.ID)
 		}
 		if _, twice := byID[t.ID]; twice {
 			return nil, fmt.Errorf("credentials: %q stands twice", t.ID)
@@ -412,12 +438,18 @@ func (c *Credentials) change(do func([]Credential) ([]Credential, error)) error 
 		if err != nil {
 			return nil, err
 		}
-		for _, t := range list {
+		stored := make([]storedCredential, len(list))
+		for i, t := range list {
 			if err := t.check(); err != nil {
 				return nil, fmt.Errorf("credential %q: %w", t.ID, err)
 			}
+			sum, err := t.sum()
+			if err != nil {
+				return nil, fmt.Errorf("credential %q: %w", t.ID, err)
+			}
+			stored[i] = storedCredential{t, sum}
 		}
-		raw, err = json.MarshalIndent(list, "", "  ")
+		raw, err = json.MarshalIndent(stored, "", "  ")
 		return append(raw, '\n'), err
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -189,6 +190,22 @@ func (t tree) leaves(from int64, n int) ([][]byte, error) {
 		return nil, fmt.Errorf("%w: entry bundle %d: %w", errUnreadable, index, err)
 	}
 	return all[first : first+int64(n)], nil
+}
+
+// matches compares entry index with the tree's leaf.
+func (t tree) matches(index int64, leaf []byte) error {
+	tile, err := t.tile(0, index/tileWidth)
+	if err != nil {
+		return err
+	}
+	return matches(index, leaf, tile[0][index%tileWidth])
+}
+
+func matches(index int64, leaf []byte, hash tlog.Hash) error {
+	if entry.LeafHash(leaf) != hash {
+		return fmt.Errorf("%w: entry %d does not hash to its leaf in the tile", errUnreadable, index)
+	}
+	return nil
 }
 
 // each calls do with every leaf in [from, t.size), in order.

@@ -2,12 +2,19 @@
 // device, by FS_IOC_SHUTDOWN, as the file systems' own crash tests do. What was
 // written and not synced is gone afterwards, in the file system's log too; what
 // the device was given stays, so a drive that lies about its cache is not shown.
+//
+// An fsync that is under way at that moment may report success for what is lost
+// (Linux 6.18: 4 of 150 on ext4, 5 of 150 on XFS). No power cut is like that:
+// nobody lives to hear of it. So the program is stopped first; see Crash.
 package powercut
 
 import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,6 +88,54 @@ func (d *Disk) unmount(t testing.TB) {
 		}
 	}
 	t.Fatalf("umount: %v: %s", err, out)
+}
+
+// Crash is a power cut under a program: it stops where it is, the disks lose what
+// is not synced, and are mounted again once it is gone.
+func Crash(t testing.TB, cmd *exec.Cmd, disks ...*Disk) {
+	t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); !stopped(t, cmd.Process.Pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the program does not stop")
+		}
+	}
+	for _, d := range disks {
+		d.Cut(t)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	for _, d := range disks {
+		d.Restore(t)
+	}
+}
+
+// stopped reports whether no thread of a process runs: each is stopped, or will
+// be before it leaves the kernel.
+func stopped(t testing.TB, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range threads {
+		raw, err := os.ReadFile(path)
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, state, _ := strings.Cut(string(raw), ") ")
+		if state[0] != 'T' && state[0] != 'D' {
+			return false
+		}
+	}
+	return len(threads) > 0
 }
 
 // Cut cuts the power: from now on everything fails on the file system.
