@@ -9,6 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/portbook/portbook/internal/cli"
@@ -29,7 +32,8 @@ func serveCmd() *cobra.Command {
 		Long: `serve answers logs over HTTP: POST /add-checkpoint and GET /<origin hash>/checkpoint
 (c2sp.org/tlog-witness), and GET /healthz for your own monitoring.
 
-Put a web server with TLS in front of it. It journals to standard error; a line
+Give it a certificate (--tls-cert, --tls-key; it is read again when it is renewed,
+and on SIGHUP), or put a web server with TLS in front of it. It journals to standard error; a line
 with FORK means that a log has signed two histories: keep it, and tell people.
 
 It refuses to start without the database that init made with its keys, or with
@@ -40,6 +44,8 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 	mark := markFlag(cmd)
 	beside := cmd.Flags().Bool("mark-beside", false, "allow the mark on the directory's own file system, where a restored snapshot brings both back")
 	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
+	cert := cmd.Flags().String("tls-cert", "", "certificate `FILE` (PEM) to serve https with; read again when it is renewed")
+	key := cmd.Flags().String("tls-key", "", "its private key: `FILE` (PEM), mode 0600, or credential:NAME (systemd LoadCredential=)")
 	perLog := cmd.Flags().Float64("per-log", 200, "most new checkpoints a second of one log; more are asked to come again")
 	perClient := cmd.Flags().Float64("per-client", 1000, "most requests a second of one address; behind a web server everybody has its address, which should have limits of its own")
 	bastion := cmd.Flags().String("bastion", "", "`HOST:PORT` of a bastion (c2sp.org/https-bastion) through which logs reach the witness as well; see bastion-key")
@@ -54,6 +60,11 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 		if err != nil {
 			return cli.Usage(err)
 		}
+		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+		pair, err := openCertificate(*cert, *key, journal)
+		if err != nil {
+			return err
+		}
 		d, err := witness.OpenDir(*dir)
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
@@ -62,7 +73,6 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 		if err := useMark(cmd.Context(), d.Store, markPath(*mark, *dir), *beside); err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
-		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Logger: journal,
 			PerLog: witness.Rate{PerSecond: *perLog, Burst: int(5**perLog) + 1}, PerClient: witness.Rate{PerSecond: *perClient, Burst: int(5**perClient) + 1}})
 		if err != nil {
@@ -93,7 +103,14 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 			return cli.Usage(errors.Join(err, l.Close()))
 		}
 		defer stopTracing()
-		fmt.Fprintf(cmd.OutOrStdout(), "%s on http://%s/, logs: %d\n", w.Keys()[0].Name(), l.Addr(), len(logs))
+		scheme := "http"
+		if pair != nil {
+			scheme = "https"
+		}
+		hup := make(chan os.Signal, 1)
+		signal.Notify(hup, syscall.SIGHUP)
+		defer signal.Stop(hup)
+		fmt.Fprintf(cmd.OutOrStdout(), "%s on %s://%s/, logs: %d\n", w.Keys()[0].Name(), scheme, l.Addr(), len(logs))
 		h := otelhttp.NewHandler(handler(w, d.Store), "witness")
 		if behind != nil {
 			ctx, cancel := context.WithCancel(cmd.Context())
@@ -102,7 +119,7 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 			go func() { defer close(ended); behind.Run(ctx, h) }()
 			defer func() { cancel(); <-ended }()
 		}
-		return run(cmd.Context(), l, h, journal)
+		return run(cmd.Context(), l, h, pair, hup, journal)
 	}
 	return cmd
 }
@@ -134,16 +151,29 @@ func handler(w *witness.Witness, s *witness.Store) http.Handler {
 	return mux
 }
 
-// run serves until ctx ends, then lets the requests in progress finish.
-func run(ctx context.Context, l net.Listener, h http.Handler, journal *slog.Logger) error {
+// run serves until ctx ends, then lets the requests in progress finish. On hup
+// it reads the certificate again; logs need no reload, they are read for each
+// request.
+func run(ctx context.Context, l net.Listener, h http.Handler, pair *certificate, hup <-chan os.Signal, journal *slog.Logger) error {
 	srv := witness.NewServer(h)
 	srv.ErrorLog = slog.NewLogLogger(journal.Handler(), slog.LevelDebug)
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
+	go func() {
+		if pair == nil {
+			failed <- srv.Serve(l)
+			return
+		}
+		srv.TLSConfig = pair.config()
+		failed <- srv.ServeTLS(l, "", "")
+	}()
+	for ctx.Err() == nil {
+		select {
+		case err := <-failed:
+			return err
+		case <-hup:
+			pair.reload()
+		case <-ctx.Done():
+		}
 	}
 	late, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
