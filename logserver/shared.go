@@ -149,8 +149,6 @@ func openSharedLog(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, errors.Join(err, l.release())
 	}
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
-	l.lookup.readUpTo(func() (uint64, error) { return s.integrated(), nil })
-	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
 	s.start(ctx, l)
 	return l, nil
 }
@@ -210,6 +208,8 @@ func (s *shared) start(ctx context.Context, l *Log) {
 	s.seq = newSharedSequencer(s.pool, s.engine)
 	s.seq.entryAt, s.seq.now, s.seq.logger, s.seq.gone, s.seq.seen = l.lookup.entryAt, l.cfg.Now, l.cfg.Logger, l.seqDone, s.state.integrated
 	l.seq, l.ended, l.trouble = s.seq, s.ended, s.trouble
+	l.lookup.readUpTo(func() (uint64, error) { return max(s.integrated(), s.seq.decided.Load()), nil })
+	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
 	l.streams = newStreams(sharedStreams{s.pool})
 	l.who = &sharedAttribution{db: s.pool, seen: uint64(s.state.integrated)}
 	l.pub = &publisher{

@@ -7,10 +7,13 @@ import (
 	"context"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/portbook/portbook/entry"
 )
 
@@ -205,6 +208,59 @@ func TestSharedVerdictsAreTheEmbeddedOnes(t *testing.T) {
 			s.grown(2)
 			s.step(by, demo("d1"), 0)
 		}},
+		{"a status waits for its upload", func(t *testing.T, r *rig, s stage) {
+			by := r.all(entry.ClaimIndex)
+			wrong := about(entry.KindYank, 2)
+			wrong.Version = "2.0"
+			errs := s.race(by, demo("d1"), about(entry.KindYank, 1), wrong, reject(demo("d2"), 3))
+			if errs[0] != nil || errs[1] != nil {
+				t.Fatal(errs)
+			}
+			wantPrecondition(t, errs[2], "version")
+			wantPrecondition(t, errs[3], "sha256")
+			s.step(r.all(entry.ClaimObserved), about(entry.KindUnyank, 1), 2)
+			// Of a file, and one that has it alone.
+			for i, kind := range []entry.Kind{entry.KindQuarantine, entry.KindRemove} {
+				up := upload("demo", fmt.Sprintf("demo-1.0-%d.tar.gz", i), "e1")
+				right, other := about(kind, 10+i), about(kind, 20+i)
+				right.File, right.SHA256 = up.File, up.SHA256
+				other.File, other.SHA256 = up.File, demo("e2").SHA256
+				errs := s.race(by, up, right, other)
+				if errs[0] != nil || errs[1] != nil {
+					t.Fatal(errs)
+				}
+				wantPrecondition(t, errs[2], "sha256")
+			}
+			s.grown(7)
+		}},
+		{"a status waits for a baseline", func(t *testing.T, r *rig, s stage) {
+			by := r.all(entry.ClaimIndex)
+			base := plainEntry(entry.KindBaseline, 9000)
+			base.Count, base.SHA256 = entry.Uint(3), demo("d1").SHA256
+			errs := s.race(by, base, about(entry.KindYank, 1))
+			if errs[0] != nil || errs[1] != nil {
+				t.Fatal(errs)
+			}
+			s.grown(2)
+		}},
+		{"a dispute waits for its entry", func(t *testing.T, r *rig, s stage) {
+			by := r.all(entry.ClaimIndex)
+			dispute := func(index uint64, n int) *entry.Entry {
+				e := plainEntry(entry.KindDispute, n)
+				e.Ecosystem, e.Index = "", entry.Uint(index)
+				e.Registry, e.Claim = testRegistry, entry.ClaimIndex
+				if e.Validate() != nil {
+					e.Ecosystem = entry.PyPI
+				}
+				return e
+			}
+			s.step(by, demo("d1"), 0)
+			errs := s.race(by, nth(1), dispute(1, 1), dispute(7, 2))
+			if errs[0] != nil || errs[1] != nil {
+				t.Fatal(errs)
+			}
+			wantPrecondition(t, errs[2], "index")
+		}},
 		{"one id for two entries in flight", func(t *testing.T, r *rig, s stage) {
 			by := r.all(entry.ClaimIndex)
 			s.step(by, demo("d1"), 0)
@@ -303,4 +359,86 @@ func npm(content string, with256, with512 bool) *entry.Entry {
 		e.SHA256 = ""
 	}
 	return e
+}
+
+// about is a status of demo's release 1.0.
+func about(kind entry.Kind, n int) *entry.Entry {
+	e := plainEntry(kind, n)
+	e.Project, e.Version = "demo", "1.0"
+	return e
+}
+
+// TestSharedStatusWaits as long as its caller does, and for what was in flight
+// when it came, not for what comes later.
+func TestSharedStatusWaits(t *testing.T) {
+	r := newSharedRig(t, 0, 0)
+	a, b := r.ready(), r.ready(frontendOnly)
+	by := r.all(entry.ClaimIndex)
+	s := &sharedStage{r: r}
+	queue := func(l *Log, e *entry.Entry) *ticket {
+		t.Helper()
+		ticket, err := l.queue(t.Context(), by, e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ticket
+	}
+	reserved := func(n int) {
+		t.Helper()
+		waitFor(t, fmt.Sprint(n, " to be reserved"), func() bool { return s.reserved() == n })
+	}
+	r.engine.hold(true)
+	first := queue(a, demo("d1"))
+	reserved(1)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if ack, err := b.Submit(ctx, by, about(entry.KindYank, 1), Sequenced); !errors.Is(err, ErrNotPublished) {
+		t.Errorf("a status whose upload does not arrive: %v, %v", ack, err)
+	}
+	left := queue(b, about(entry.KindYank, 1))
+	left.abandon()
+	<-left.group.done
+	if err := left.subs[0].err; !errors.Is(err, ErrNotPublished) {
+		t.Errorf("a status that nobody waits for any more: %v", err)
+	}
+	wrong := about(entry.KindYank, 2)
+	wrong.Version = "2.0"
+	waiting := queue(b, wrong)
+	held := queue(b, about(entry.KindYank, 3))
+	time.Sleep(5 * heldPause) // b has looked at them
+	select {
+	case <-waiting.group.done:
+		t.Error("decided while what it may need is in flight")
+	default:
+	}
+	r.engine.mu.Lock()
+	r.engine.lose = true // for the next upload of the project, again and again
+	r.engine.mu.Unlock()
+	later := queue(a, upload("demo", "demo-2.0.tar.gz", "later"))
+	reserved(2)
+	r.engine.hold(false)
+	if ack, err := first.one(t.Context(), Sequenced); err != nil || ack.Index != 0 {
+		t.Errorf("%v, %v", ack, err)
+	}
+	_, err := waiting.one(t.Context(), Sequenced)
+	wantPrecondition(t, err, "version")
+	waitFor(t, "the other status to be reserved", func() bool { return s.reserved() == 2 }) // it and the upload
+	r.engine.mu.Lock()
+	r.engine.lose = false
+	r.engine.mu.Unlock()
+	rows, err := r.pool().Query(t.Context(), "SELECT id, leaf FROM submissions WHERE idx IS NULL ORDER BY at") // as the sweep would
+	if err != nil {
+		t.Fatal(err)
+	}
+	var id, leaf []byte
+	if _, err := pgx.ForEachRow(rows, []any{&id, &leaf}, func() error { return r.engine.Queue(t.Context(), submissionID(id), leaf) }); err != nil {
+		t.Fatal(err)
+	}
+	for i, ticket := range []*ticket{later, held} {
+		if ack, err := ticket.one(t.Context(), Sequenced); err != nil || ack.Index != uint64(1+i) {
+			t.Error(i, ack, err)
+		}
+	}
+	// What nobody waited for any more was not logged behind its caller's back.
+	r.step(a, by, about(entry.KindYank, 1), 3)
 }

@@ -14,7 +14,9 @@ package logserver
 // applyTo are the same functions. What an entry in flight may yet change is not
 // decided before that entry is applied. Uploads share an advisory lock for the
 // length of their transaction; a reject, remove or registry policy has it alone,
-// so each sees all that the others have reserved.
+// so each sees all that the others have reserved. What is refused for something
+// that the log lacks waits first for what is in flight and may be that: its
+// upload, or a baseline; then it is decided for good.
 
 import (
 	"bytes"
@@ -25,6 +27,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -59,6 +62,10 @@ type sharedSequencer struct {
 
 	// Owned by the run goroutine.
 	held []*submission // wait for what is in flight, in order of arrival
+
+	// decided is how many entries a decision has found integrated: it may read
+	// them before this frontend has heard of them. The run goroutine writes it.
+	decided atomic.Uint64
 
 	mu     sync.Mutex
 	flight map[submissionID]*sharedFlight // guarded by mu; not known to be integrated
@@ -186,9 +193,71 @@ func policyNeed(s *submission) []byte {
 	return s.needs[1].key[:]
 }
 
+// announces is what e will be found by once it is in the log, if a status may
+// wait for it; else nil.
+func announces(e *entry.Entry) []byte {
+	var key [32]byte
+	switch e.Kind {
+	case entry.KindUpload:
+		key = mark{e.Registry, e.Ecosystem, e.Project, ""}.key()
+	case entry.KindBaseline:
+		key = mark{registry: e.Registry, ecosystem: e.Ecosystem}.key()
+	default:
+		return nil
+	}
+	return key[:]
+}
+
+// anything is in what awaits returns: the entry may need any other.
+var anything [32]byte
+
+// awaits is what something in flight may announce that e needs of the log: see
+// precondition.
+func awaits(e *entry.Entry) [][32]byte {
+	switch e.Kind {
+	case entry.KindYank, entry.KindUnyank, entry.KindQuarantine, entry.KindUnquarantine, entry.KindDeprecate, entry.KindUndeprecate,
+		entry.KindArchive, entry.KindUnarchive, entry.KindRemove, entry.KindDistTag:
+		return [][32]byte{mark{e.Registry, e.Ecosystem, e.Project, ""}.key(), mark{registry: e.Registry, ecosystem: e.Ecosystem}.key()}
+	case entry.KindDispute: // its index
+		return [][32]byte{anything}
+	}
+	return nil
+}
+
+// announced are the times at which what is in flight, of one mark, was reserved.
+type announced struct{ first, last time.Time }
+
+// mustWait reports whether s, which lacks something, must wait for what is in
+// flight: what is there when it is first asked, and not what comes later.
+func mustWait(inFlight map[[32]byte]announced, s *submission) bool {
+	first, wait := s.until.IsZero(), false
+	for _, key := range awaits(s.entry) {
+		a, there := inFlight[key]
+		switch {
+		case !there:
+		case !first:
+			wait = wait || !a.first.After(s.until)
+		default:
+			wait = true
+			if a.last.After(s.until) {
+				s.until = a.last
+			}
+		}
+	}
+	return wait
+}
+
 // decide decides what is held back, then batch. What must be alone has a
-// transaction of its own, in its turn.
+// transaction of its own, in its turn. What nobody waits for any more is not
+// held back for ever.
 func (q *sharedSequencer) decide(ctx context.Context, batch []*submission, queue chan<- *sharedFlight) {
+	q.held = slices.DeleteFunc(q.held, func(s *submission) bool {
+		gone := s.group.gone.Load()
+		if gone {
+			s.resolve(0, false, ErrNotPublished)
+		}
+		return gone
+	})
 	batch = append(q.held, batch...)
 	q.held = nil
 	waiting := usage{} // the needs of what is held back: nothing overtakes it
@@ -359,13 +428,20 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		try = append(try, f)
 	}
 	slices.SortFunc(try, func(a, b *sharedFlight) int { return bytes.Compare(a.own.key[:], b.own.key[:]) })
-	var ids, keys, digests, leaves, alones, policies, needed, slotKeys [][]byte
+	var ids, keys, digests, leaves, alones, policies, marks, needed, slotKeys, awaited, disputes [][]byte
 	var registries, ecosystems, by []string
 	for _, f := range try {
 		s := f.own
 		by = append(by, s.by)
 		ids, keys, digests, leaves = append(ids, f.id[:]), append(keys, s.key[:]), append(digests, s.digest), append(leaves, s.leaf)
-		alones, policies = append(alones, aloneNeed(s)), append(policies, policyNeed(s))
+		alones, policies, marks = append(alones, aloneNeed(s)), append(policies, policyNeed(s)), append(marks, announces(s.entry))
+		for _, key := range awaits(s.entry) {
+			if key == anything {
+				disputes = append(disputes, f.id[:])
+			} else {
+				awaited = append(awaited, key[:])
+			}
+		}
 		for _, n := range s.needs {
 			needed = append(needed, n.key[:])
 		}
@@ -384,15 +460,16 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	}
 	reserved := map[submissionID]bool{}
 	blocked := map[[32]byte]bool{}
+	inFlight := map[[32]byte]announced{}
 	rows := mapRows{slots: map[[32]byte]*slotRow{}, policies: map[[2]string]string{}}
 	b := &pgx.Batch{}
 	b.Queue(lock, lockClass, lockDecision)
 	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
 		return r.Scan(&state.tail, &state.open, &state.latched, &state.unsafe)
 	})
-	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy, by)
-		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[])
-		ON CONFLICT (key) WHERE idx IS NULL DO NOTHING RETURNING id`, ids, keys, digests, leaves, alones, policies, by).Query(func(r pgx.Rows) error {
+	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy, by, mark)
+		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::bytea[])
+		ON CONFLICT (key) WHERE idx IS NULL DO NOTHING RETURNING id`, ids, keys, digests, leaves, alones, policies, by, marks).Query(func(r pgx.Rows) error {
 		for r.Next() {
 			var id []byte
 			if err := r.Scan(&id); err != nil {
@@ -410,6 +487,25 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		b.Queue(`SELECT alone FROM submissions WHERE idx IS NULL AND alone = ANY($1)
 			UNION SELECT need FROM waiting WHERE need = ANY($1) AND until > clock_timestamp()`, needed).Query(collectKeys(blocked))
 	}
+	// What is in flight and may be what a status lacks. It is looked for before the
+	// rows are: what arrives in between is seen in them.
+	collect := func(r pgx.Rows) error {
+		for r.Next() {
+			var key []byte
+			var a announced
+			if err := r.Scan(&key, &a.first, &a.last); err != nil {
+				return err
+			}
+			inFlight[[32]byte(key)] = a
+		}
+		return r.Err()
+	}
+	if len(awaited) > 0 {
+		b.Queue("SELECT mark, min(at), max(at) FROM submissions WHERE idx IS NULL AND mark = ANY($1) GROUP BY mark", awaited).Query(collect)
+	}
+	if len(disputes) > 0 {
+		b.Queue("SELECT $1::bytea, min(at), max(at) FROM submissions WHERE idx IS NULL AND NOT id = ANY($2) HAVING count(*) > 0", anything[:], disputes).Query(collect)
+	}
 	b.Queue("SELECT key, digest, idx, removed FROM slots WHERE key = ANY($1)", slotKeys).Query(rows.collectSlots)
 	b.Queue(`SELECT registry, ecosystem, overwrite FROM policies WHERE (registry, ecosystem) IN (SELECT * FROM unnest($1::text[], $2::text[]))`,
 		registries, ecosystems).Query(rows.collectPolicies)
@@ -424,6 +520,12 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	case !state.open:
 		return errNotOpen
 	}
+
+	decided := max(q.decided.Load(), uint64(state.tail))
+	for _, r := range rows.slots { // newer than the tail, maybe
+		decided = max(decided, r.index+1)
+	}
+	q.decided.Store(decided)
 
 	var unwanted, asked [][]byte
 	for _, f := range try {
@@ -458,6 +560,12 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 			return err
 		}
 		unwanted = append(unwanted, f.id[:])
+		var lacks *PreconditionError
+		if errors.As(err, &lacks) && mustWait(inFlight, s) {
+			d.held = append(d.held, s)
+			first[s.key] = nil
+			continue
+		}
 		d.outcomes = append(d.outcomes, sharedOutcome{s, index, err})
 		first[s.key] = nil
 	}

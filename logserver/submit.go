@@ -62,8 +62,9 @@ type submission struct {
 	credit  conflictCredit // who pays if this becomes a conflict entry; nil for the log's own
 	needs   []need
 	// Owned by the sequencer's run goroutine.
-	batch uint64 // number of the batch that it was handed over in
-	after uint64 // if not 0, it is decided when the batches up to this one are applied
+	batch uint64    // number of the batch that it was handed over in
+	after uint64    // if not 0, it is decided when the batches up to this one are applied
+	until time.Time // the same, of a shared log: what was reserved until then
 	pending
 }
 
@@ -85,6 +86,7 @@ type pending struct {
 type group struct {
 	left atomic.Int64
 	done chan struct{} // closed when all are decided
+	gone atomic.Bool   // nobody waits any more
 }
 
 func newGroup(n int) *group {
@@ -154,8 +156,12 @@ type ticket struct {
 	queued  time.Time
 }
 
-// abandon gives up waiting; the entries are logged all the same.
-func (t *ticket) abandon() { t.log.admission.leave(t.by, len(t.subs)) }
+// abandon gives up waiting; the entries are logged all the same, but for those
+// that a shared log holds back still.
+func (t *ticket) abandon() {
+	t.group.gone.Store(true)
+	t.log.admission.leave(t.by, len(t.subs))
+}
 
 // admission counts the submissions in flight.
 type admission struct {
