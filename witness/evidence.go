@@ -148,14 +148,8 @@ func (f *Fork) Claim() string {
 // enough. Strangers can repeat what is published, so that is found out without
 // the database's one writer.
 func (s *Store) keepFork(ctx context.Context, f *Fork) (kept bool, err error) {
-	var n, bytes, had int64
-	if err := s.read.QueryRowContext(ctx, `SELECT count(*), coalesce(sum(length(ours) + length(theirs)), 0), coalesce(max(size = ?2), 0)
-		FROM fork WHERE origin = ?1`, f.Origin, int64(f.Size)).Scan(&n, &bytes, &had); err != nil {
-		return false, fmt.Errorf("reading %s: %w", s.path, err)
-	}
-	more := int64(len(f.Ours) + len(f.Theirs))
-	if had > 0 || n >= maxForks || n > 0 && bytes+more > maxForkBytes {
-		return false, nil
+	if room, err := roomFor(ctx, s.read, f); err != nil || !room {
+		return false, err
 	}
 	var hashes []byte
 	oursSize := sql.NullInt64{Int64: int64(f.OursSize), Valid: f.OursSize < f.Size}
@@ -165,27 +159,50 @@ func (s *Store) keepFork(ctx context.Context, f *Fork) (kept bool, err error) {
 	if hashes == nil {
 		hashes = []byte{}
 	}
-	res, err := s.write.ExecContext(ctx, `INSERT INTO fork (origin, size, ours_size, ours, theirs, hashes, seen) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
-		WHERE (SELECT count(*) < ?8 AND coalesce(sum(length(ours) + length(theirs)) + ?9 <= ?10, 1) FROM fork WHERE origin = ?1)
-		ON CONFLICT DO NOTHING`,
-		f.Origin, int64(f.Size), oursSize, f.Ours, f.Theirs, hashes, f.Seen.Unix(), maxForks, more, maxForkBytes)
+	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return false, fmt.Errorf("writing %s: %w", s.path, err)
 	}
-	rows, err := res.RowsAffected()
-	return rows == 1, err
+	defer tx.Rollback()
+	// Who writes this row has the log's evidence to himself.
+	if _, err := tx.ExecContext(ctx, "UPDATE log SET added = added WHERE origin = $1", f.Origin); err != nil {
+		return false, fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	if room, err := roomFor(ctx, tx, f); err != nil || !room {
+		return false, err
+	}
+	if _, err := tx.ExecContext(ctx, "INSERT INTO fork (origin, size, ours_size, ours, theirs, hashes, seen) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+		f.Origin, int64(f.Size), oursSize, f.Ours, f.Theirs, hashes, f.Seen.Unix()); err != nil {
+		return false, fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	if err := tx.Commit(); err != nil {
+		return false, fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	return true, nil
+}
+
+// roomFor reports whether f is new, and may be kept.
+func roomFor(ctx context.Context, db interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}, f *Fork) (bool, error) {
+	var n, bytes, had int64
+	if err := db.QueryRowContext(ctx, `SELECT count(*), coalesce(sum(length(ours) + length(theirs)), 0), coalesce(max(CASE WHEN size = $2 THEN 1 ELSE 0 END), 0)
+		FROM fork WHERE origin = $1`, f.Origin, int64(f.Size)).Scan(&n, &bytes, &had); err != nil {
+		return false, fmt.Errorf("reading the evidence kept: %w", err)
+	}
+	return had == 0 && n < maxForks && (n == 0 || bytes+int64(len(f.Ours)+len(f.Theirs)) <= maxForkBytes), nil
 }
 
 const forkColumns = "id, origin, size, coalesce(ours_size, size), ours, theirs, hashes, seen"
 
 // Forks returns the evidence against a log, oldest first.
 func (s *Store) Forks(ctx context.Context, origin string) ([]*Fork, error) {
-	return s.forks(ctx, "SELECT "+forkColumns+" FROM fork WHERE origin = ? ORDER BY id", origin)
+	return s.forks(ctx, "SELECT "+forkColumns+" FROM fork WHERE origin = $1 ORDER BY id", origin)
 }
 
 // forkByID returns one piece of evidence, nil if there is none of this number.
 func (s *Store) forkByID(ctx context.Context, id int64) (*Fork, error) {
-	list, err := s.forks(ctx, "SELECT "+forkColumns+" FROM fork WHERE id = ?", id)
+	list, err := s.forks(ctx, "SELECT "+forkColumns+" FROM fork WHERE id = $1", id)
 	if err != nil || len(list) == 0 {
 		return nil, err
 	}
@@ -194,7 +211,7 @@ func (s *Store) forkByID(ctx context.Context, id int64) (*Fork, error) {
 
 // forksBefore lists evidence, newest first, without the notes.
 func (s *Store) forksBefore(ctx context.Context, id int64, limit int) ([]*Fork, error) {
-	return s.forks(ctx, "SELECT id, origin, size, coalesce(ours_size, size), x'', x'', x'', seen FROM fork WHERE id < ? ORDER BY id DESC LIMIT ?", id, limit)
+	return s.forks(ctx, "SELECT id, origin, size, coalesce(ours_size, size), '', '', '', seen FROM fork WHERE id < $1 ORDER BY id DESC LIMIT $2", id, limit)
 }
 
 func (s *Store) forks(ctx context.Context, query string, args ...any) ([]*Fork, error) {

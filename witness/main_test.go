@@ -6,4 +6,15 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// stopping ends the database that tests shared before leaks are looked for.
+type stopping struct{ *testing.M }
+
+func (m stopping) Run() int {
+	defer stopSharedPostgres()
+	return m.M.Run()
+}
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(stopping{m}, goleak.IgnoreAnyFunction("github.com/portbook/portbook/logserver/trillian/trilliantest.startOnOwnThread"),
+		goleak.IgnoreAnyFunction("github.com/portbook/portbook/logserver/trillian/trilliantest.init.func2.1"))
+}

@@ -6,6 +6,9 @@ package witness
 // sign again what it has already signed otherwise (FAULTS: a log and its
 // witness restored together get a fork cosigned).
 //
+// Each instance of a witness on PostgreSQL has one; it also names the instance and
+// the database server written to last (postgres.go).
+//
 // Order: database, mark, signature. A crash between the first two leaves the
 // database ahead, which is harmless.
 //
@@ -24,6 +27,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -45,7 +49,24 @@ var (
 type mark struct {
 	file *os.File
 	id   string // of the witness, see markID
-	n    uint64 // what it says
+
+	mu   sync.Mutex
+	said record // guarded by mu
+	slot int    // guarded by mu; where said stands
+}
+
+// A record is what a mark says. Without instance and server it is a single
+// witness's.
+type record struct {
+	id       string // of the witness
+	n        uint64 // how often its heads were written
+	instance string
+	server   string // timeline and start: a later server is a later string
+}
+
+// before reports whether o was written after r.
+func (r record) before(o record) bool {
+	return r.server < o.server || r.server == o.server && r.n < o.n
 }
 
 // markID names a witness by the key it was made with.
@@ -64,13 +85,9 @@ func (s *Store) Generation(ctx context.Context) (uint64, error) {
 }
 
 // CreateMark makes a mark at path that says what the database says now: with a
-// new witness, or where its operator knows that the database is the newest. It
-// replaces no file.
+// new witness or instance, or where its operator knows that the database is the
+// newest. It replaces no file.
 func (s *Store) CreateMark(ctx context.Context, path string) error {
-	n, err := s.Generation(ctx)
-	if err != nil {
-		return err
-	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("a file is at %s already: a mark is never replaced; choose another path", path)
@@ -78,13 +95,24 @@ func (s *Store) CreateMark(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("making the mark: %w", err)
 	}
-	m := &mark{file: f, id: s.markID()}
-	_, err = f.Write(make([]byte, 2*markSlot))
-	err = errors.Join(err, m.write(n), f.Close())
+	first := record{id: s.markID()}
+	if s.postgres {
+		first.instance, first.n, first.server, err = s.joinInstance(ctx)
+	} else {
+		first.n, err = s.Generation(ctx)
+	}
 	if err == nil {
+		m := &mark{file: f, id: first.id, slot: 1}
+		_, err = f.Write(make([]byte, 2*markSlot))
+		err = errors.Join(err, m.write(first))
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
+		if first.instance != "" { // nobody would ever confirm it
+			err = errors.Join(err, s.ForgetInstance(context.WithoutCancel(ctx), first.instance))
+		}
 		return errors.Join(fmt.Errorf("making the mark: %w", err), os.Remove(path))
 	}
 	return nil
@@ -99,10 +127,13 @@ func (s *Store) UseMark(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	if s.postgres {
+		return s.usePostgresMark(ctx, path, m)
+	}
 	n, err := s.Generation(ctx)
-	if err == nil && n < m.n {
+	if err == nil && n < m.said.n {
 		err = fmt.Errorf("%w: it has been written %d times, and the mark %s remembers %d: put the newest database back; "+
-			"if it is lost, this witness has ended: begin a new one, with a new name, in a new directory", ErrOldState, n, path, m.n)
+			"if it is lost, this witness has ended: begin a new one, with a new name, in a new directory", ErrOldState, n, path, m.said.n)
 	}
 	if err != nil {
 		return errors.Join(err, m.close())
@@ -113,7 +144,11 @@ func (s *Store) UseMark(ctx context.Context, path string) error {
 
 // MarkIsBeside reports whether a mark is on the database's own file system,
 // where a restored snapshot brings both back.
+// What PostgreSQL keeps its files on cannot be asked.
 func (s *Store) MarkIsBeside(path string) (bool, error) {
+	if s.postgres {
+		return false, nil
+	}
 	var a, b syscall.Stat_t
 	if err := errors.Join(syscall.Stat(s.path, &a), syscall.Stat(path, &b)); err != nil {
 		return false, fmt.Errorf("comparing file systems: %w", err)
@@ -147,13 +182,13 @@ func (m *mark) load() error {
 	}
 	found := false
 	for i := range 2 {
-		id, n, ok := parseMark(raw[i*markSlot : (i+1)*markSlot])
+		r, ok := parseMark(raw[i*markSlot : (i+1)*markSlot])
 		switch {
 		case !ok: // torn, or never written: the other one counts
-		case id != m.id:
+		case r.id != m.id:
 			return errors.New("is the mark of another witness")
-		default:
-			found, m.n = true, max(m.n, n)
+		case !found || m.said.before(r):
+			found, m.said, m.slot = true, r, i
 		}
 	}
 	if !found {
@@ -169,43 +204,78 @@ func (m *mark) close() error {
 	return m.file.Close()
 }
 
-// raise makes the mark say n, durably. Without a mark it does nothing.
-func (m *mark) raise(n uint64) error {
+// says returns what the mark remembers; 0 without a mark.
+func (m *mark) says() (n uint64, server string) {
+	if m == nil {
+		return 0, ""
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.said.n, m.said.server
+}
+
+// instance is the name under which the database knows the mark.
+func (m *mark) instance() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.said.instance
+}
+
+// raise makes the mark say n, and server, durably, unless it says more already.
+// Without a mark it does nothing.
+func (m *mark) raise(n uint64, server string) error {
 	if m == nil {
 		return nil
 	}
-	if n <= m.n {
-		return fmt.Errorf("the mark says %d and is to say %d: two databases with one mark", m.n, n)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := m.said
+	next.n, next.server = n, server
+	switch {
+	case server < m.said.server || server != m.said.server && n < m.said.n:
+		return fmt.Errorf("%w: the mark says %d writes on %q and is to say %d on %q", ErrOldState, m.said.n, m.said.server, n, server)
+	case !m.said.before(next):
+		return nil
 	}
-	return m.write(n)
+	return m.write(next)
 }
 
-func (m *mark) write(n uint64) error {
-	if _, err := m.file.WriteAt(markRecord(m.id, n), int64(n%2)*markSlot); err != nil {
+// write puts r where the older of the two records stands.
+func (m *mark) write(r record) error {
+	slot := 1 - m.slot
+	if _, err := m.file.WriteAt(markRecord(r), int64(slot)*markSlot); err != nil {
 		return fmt.Errorf("writing the mark: %w", err)
 	}
 	if err := m.file.Sync(); err != nil {
 		return fmt.Errorf("writing the mark: %w", err)
 	}
-	m.n = n
+	m.said, m.slot = r, slot
 	return nil
 }
 
-// markRecord is magic, id, count and checksum, a line each, and zeros.
-func markRecord(id string, n uint64) []byte {
-	text := fmt.Appendf(nil, "%s\n%s\n%d\n", markMagic, id, n)
+// markRecord is magic, id, count, instance and server if there are any, and
+// checksum, a line each, and zeros.
+func markRecord(r record) []byte {
+	text := fmt.Appendf(nil, "%s\n%s\n%d\n", markMagic, r.id, r.n)
+	if r.instance != "" {
+		text = fmt.Appendf(text, "%s\n%s\n", r.instance, r.server)
+	}
 	sum := sha256.Sum256(text)
 	return append(fmt.Appendf(text, "%x\n", sum), make([]byte, markSlot)...)[:markSlot]
 }
 
-func parseMark(record []byte) (id string, n uint64, ok bool) {
-	lines := strings.Split(string(record), "\n")
-	if len(lines) != 5 {
-		return "", 0, false
+func parseMark(raw []byte) (r record, ok bool) {
+	lines := strings.Split(string(raw), "\n")
+	if len(lines) != 5 && len(lines) != 7 {
+		return r, false
 	}
 	n, err := strconv.ParseUint(lines[2], 10, 63)
-	if err != nil || !bytes.Equal(record, markRecord(lines[1], n)) {
-		return "", 0, false
+	if err != nil {
+		return r, false
 	}
-	return lines[1], n, true
+	r = record{id: lines[1], n: n}
+	if len(lines) == 7 {
+		r.instance, r.server = lines[3], lines[4]
+	}
+	return r, bytes.Equal(raw, markRecord(r))
 }

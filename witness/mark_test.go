@@ -31,8 +31,8 @@ func said(t *testing.T, path, id string) uint64 {
 	}
 	var n uint64
 	for i := range 2 {
-		if whose, m, ok := parseMark(raw[i*markSlot : (i+1)*markSlot]); ok && whose == id {
-			n = max(n, m)
+		if r, ok := parseMark(raw[i*markSlot : (i+1)*markSlot]); ok && r.id == id {
+			n = max(n, r.n)
 		}
 	}
 	return n
@@ -118,7 +118,7 @@ func TestMarkSurvivesTornWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := markRecord(store.markID(), 5) // goes where 3 stands
+	next := markRecord(record{id: store.markID(), n: 5}) // goes where 3 stands
 	for cut := 0; cut <= markSlot; cut++ {
 		torn := append([]byte{}, good...)
 		copy(torn[markSlot:markSlot+cut], next[:cut])
@@ -129,8 +129,8 @@ func TestMarkSurvivesTornWrites(t *testing.T) {
 		if err != nil {
 			t.Fatalf("torn after %d bytes: %v", cut, err)
 		}
-		if m.n != 4 && m.n != 5 {
-			t.Errorf("torn after %d bytes: it says %d", cut, m.n)
+		if m.said.n != 4 && m.said.n != 5 {
+			t.Errorf("torn after %d bytes: it says %d", cut, m.said.n)
 		}
 		m.close()
 	}
@@ -144,8 +144,8 @@ func TestMarkSurvivesTornWrites(t *testing.T) {
 		if err != nil {
 			t.Fatalf("byte %d: %v", at, err)
 		}
-		if m.n != 4 && m.n != 3 {
-			t.Errorf("byte %d damaged: it says %d", at, m.n)
+		if m.said.n != 4 && m.said.n != 3 {
+			t.Errorf("byte %d damaged: it says %d", at, m.said.n)
 		}
 		m.close()
 	}

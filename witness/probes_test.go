@@ -9,7 +9,9 @@ import (
 )
 
 // The eleven probes that deployed witnesses are known to answer differently.
-func TestElevenProbes(t *testing.T) {
+func TestElevenProbes(t *testing.T) { eachNew(t, elevenProbes) }
+
+func elevenProbes(t *testing.T, newRig func(testing.TB) *rig) {
 	for _, p := range []struct {
 		name   string
 		seen   uint64 // size cosigned before; 0: log never seen

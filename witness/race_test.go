@@ -35,17 +35,19 @@ func together(n int, call func(i int) int) map[int]int {
 	return count
 }
 
-// Of 1,000 racing updates, one wins each step.
-func TestOneOfThousandWins(t *testing.T) {
-	r := newRig(t)
+// Of 1,000 racing updates through two programs, one wins each step.
+func TestOneOfThousandWins(t *testing.T) { eachStore(t, oneOfThousandWins) }
+
+func oneOfThousandWins(t *testing.T, r *rig) {
 	const racers = 1000
+	rigs := []*rig{r, r.another()}
 	var old uint64
 	for range 3 {
 		bodies := make([][]byte, racers)
 		for i := range bodies { // to the same size, or to different ones
 			bodies[i] = r.log.request(old, old+5+uint64(i%2)*uint64(i%17))
 		}
-		count := together(racers, func(i int) int { return r.do("POST", "/add-checkpoint", bodies[i]).status })
+		count := together(racers, func(i int) int { return rigs[i/2%2].do("POST", "/add-checkpoint", bodies[i]).status })
 		if count[200] != 1 || count[409] != racers-1 {
 			t.Errorf("from size %d: answers %v, want one 200 and %d times 409", old, count, racers-1)
 		}
@@ -59,8 +61,9 @@ func TestOneOfThousandWins(t *testing.T) {
 }
 
 // Two histories race for each size. Whatever wins, no size ever gets two roots.
-func TestForksRace(t *testing.T) {
-	r := newRig(t)
+func TestForksRace(t *testing.T) { eachStore(t, forksRace) }
+
+func forksRace(t *testing.T, r *rig) {
 	good, evil := r.log, r.log.evil(3)
 	r.must(r.post(good.request(0, 3)), 200)
 	for n := uint64(4); n < 40; n++ {
@@ -89,8 +92,9 @@ func TestForksRace(t *testing.T) {
 }
 
 // Cosigning one size again and again, by many at once, always succeeds.
-func TestSameSizeTogether(t *testing.T) {
-	r := newRig(t)
+func TestSameSizeTogether(t *testing.T) { eachStore(t, sameSizeTogether) }
+
+func sameSizeTogether(t *testing.T, r *rig) {
 	r.must(r.post(r.log.request(0, 5)), 200)
 	var mu sync.Mutex
 	tick := noon
@@ -107,17 +111,11 @@ func TestSameSizeTogether(t *testing.T) {
 	}
 }
 
-// Two processes on one database are one witness.
-func TestTwoServersOnOneDatabase(t *testing.T) {
-	r := newRig(t)
-	second := &rig{t: t, clock: r.clock, log: r.log, signed: r.signed}
-	d, err := OpenDir(r.dir.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	second.use(d)
-	rigs := []*rig{r, second}
+// Two programs on one database are one witness.
+func TestTwoServersOnOneDatabase(t *testing.T) { eachStore(t, twoServersOnOneDatabase) }
+
+func twoServersOnOneDatabase(t *testing.T, r *rig) {
+	rigs := []*rig{r, r.another()}
 	for n := uint64(1); n <= 10; n++ {
 		bodies := [][]byte{r.log.request(n-1, n), r.log.evil(1).request(n-1, n)}
 		count := together(20, func(i int) int {
@@ -134,8 +132,9 @@ func TestTwoServersOnOneDatabase(t *testing.T) {
 }
 
 // What was cosigned before a restart binds after it.
-func TestRestart(t *testing.T) {
-	r := newRig(t)
+func TestRestart(t *testing.T) { eachStore(t, restart) }
+
+func restart(t *testing.T, r *rig) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	evil := r.log.evil(1)
 	size := uint64(1)
@@ -155,8 +154,9 @@ func TestRestart(t *testing.T) {
 }
 
 // A fork is kept with both notes, told to the operator, and bounded.
-func TestForkIsKept(t *testing.T) {
-	r := newRig(t)
+func TestForkIsKept(t *testing.T) { eachStore(t, forkIsKept) }
+
+func forkIsKept(t *testing.T, r *rig) {
 	var journal bytes.Buffer
 	r.w.log = slog.New(slog.NewTextHandler(&journal, nil))
 	ctx := context.Background()
@@ -249,8 +249,9 @@ func TestForkIsKept(t *testing.T) {
 }
 
 // A hundred logs at once do not get into each other's way.
-func TestManyLogs(t *testing.T) {
-	r := newRig(t)
+func TestManyLogs(t *testing.T) { eachStore(t, manyLogs) }
+
+func manyLogs(t *testing.T, r *rig) {
 	logs := make([]*testLog, 100)
 	for i := range logs {
 		logs[i] = newLog(t, fmt.Sprintf("example.com/log%d", i))

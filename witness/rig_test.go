@@ -165,6 +165,7 @@ var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 type rig struct {
 	t     testing.TB
 	dir   *Dir
+	mark  string // path; empty: none
 	w     *Witness
 	h     http.Handler
 	clock *clock
@@ -189,6 +190,11 @@ func newRig(t testing.TB) *rig {
 
 func (r *rig) use(d *Dir) {
 	r.t.Helper()
+	if r.mark != "" {
+		if err := d.Store.UseMark(context.Background(), r.mark); err != nil {
+			r.t.Fatal(err)
+		}
+	}
 	none := Rate{PerSecond: 1e9, Burst: 1e9} // limits have tests of their own, and tests are faster than logs
 	w, err := New(Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Now: r.clock.now, PerLog: none, PerClient: none})
 	if err != nil {

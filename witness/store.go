@@ -1,8 +1,9 @@
 package witness
 
-// What a witness must never forget, in SQLite: which logs and keys it was told
-// to trust, the latest checkpoint it cosigned for each, and the forks it saw.
-// A write is on the disk (WAL, synchronous=FULL) before it is reported done.
+// What a witness must never forget: which logs and keys it was told to trust, the
+// latest checkpoint it cosigned for each, and the forks it saw. It is in SQLite,
+// or, with the same statements, in PostgreSQL (postgres.go). A write is on the disk
+// (WAL, synchronous=FULL) before it is reported done.
 
 import (
 	"context"
@@ -23,7 +24,7 @@ import (
 	_ "modernc.org/sqlite"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations/*.sql migrations/postgres/*.sql
 var migrations embed.FS
 
 // applicationID marks a database file as ours (PRAGMA application_id): "PBwi".
@@ -48,18 +49,22 @@ var (
 )
 
 // A Store is the memory of one witness. It is safe for concurrent use, and for
-// several processes on one machine; the file must be on a local disk.
+// several processes: on one machine in SQLite, whose file must be on a local disk,
+// on any in PostgreSQL.
 type Store struct {
-	path    string
-	read    *sql.DB
-	write   *sql.DB // one connection: writers queue here, not in SQLite
-	keys    []boundKey
-	lookup  *sql.Stmt
-	insert  *sql.Stmt
-	replace *sql.Stmt
-	serve   *sql.Stmt
-	parsed  sync.Map // vkey (string) -> *c2sp.Key, of the keys in the database
-	mark    *mark    // nil: none is kept
+	path     string // for people; a database's without its password
+	postgres bool
+	read     *sql.DB
+	write    *sql.DB // in SQLite one connection: writers queue here
+	keys     []boundKey
+	lookup   *sql.Stmt
+	insert   *sql.Stmt
+	replace  *sql.Stmt
+	serve    *sql.Stmt
+	parsed   sync.Map      // vkey (string) -> *c2sp.Key, of the keys in the database
+	mark     *mark         // nil: none is kept
+	unfollow chan struct{} // nil, or closed to end follow
+	followed chan struct{} // closed when follow has ended
 	// observe, if set, is told of each commit.
 	observe atomic.Pointer[func(heads int, took time.Duration)]
 
@@ -121,13 +126,8 @@ type Fork struct {
 // CreateStore makes the database of a new witness that has these keys, all of
 // one name, for ever. It refuses to touch an existing file.
 func CreateStore(ctx context.Context, path string, keys []*c2sp.Key, now time.Time) (_ *Store, err error) {
-	if len(keys) == 0 {
-		return nil, errors.New("a witness needs a key")
-	}
-	for _, key := range keys {
-		if !key.IsCosigner() || key.Name() != keys[0].Name() {
-			return nil, fmt.Errorf("%s is no cosigner's key of %s", key, keys[0].Name())
-		}
+	if err := checkKeys(keys); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -156,26 +156,46 @@ func CreateStore(ctx context.Context, path string, keys []*c2sp.Key, now time.Ti
 	if err := s.migrate(ctx); err != nil {
 		return nil, err
 	}
-	// Last, in a transaction of its own: a database without these rows is one
-	// whose making was interrupted, and is refused.
-	tx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
-		return nil, fmt.Errorf("making the witness database: %w", err)
-	}
-	defer tx.Rollback()
-	for _, key := range keys {
-		if _, err := tx.ExecContext(ctx, "INSERT INTO witness_key (vkey, name, raw, created) VALUES (?, ?, ?, ?)",
-			key.String(), key.Name(), key.Raw(), max(now.Unix(), 1)); err != nil {
-			return nil, fmt.Errorf("making the witness database: %w", err)
-		}
-	}
-	if err := tx.Commit(); err != nil {
-		return nil, fmt.Errorf("making the witness database: %w", err)
+	if err := s.bind(ctx, keys, now); err != nil {
+		return nil, err
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	return s, s.load(ctx)
+}
+
+func checkKeys(keys []*c2sp.Key) error {
+	if len(keys) == 0 {
+		return errors.New("a witness needs a key")
+	}
+	for _, key := range keys {
+		if !key.IsCosigner() || key.Name() != keys[0].Name() {
+			return fmt.Errorf("%s is no cosigner's key of %s", key, keys[0].Name())
+		}
+	}
+	return nil
+}
+
+// bind makes the database that of these keys. It comes last, in a transaction of
+// its own: a database without these rows is one whose making was interrupted, and
+// is refused.
+func (s *Store) bind(ctx context.Context, keys []*c2sp.Key, now time.Time) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("making the witness database: %w", err)
+	}
+	defer tx.Rollback()
+	for _, key := range keys {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO witness_key (vkey, name, raw, created) VALUES ($1, $2, $3, $4)",
+			key.String(), key.Name(), key.Raw(), max(now.Unix(), 1)); err != nil {
+			return fmt.Errorf("making the witness database: %w", err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("making the witness database: %w", err)
+	}
+	return nil
 }
 
 // OpenStore opens the database of an existing witness, and brings its schema up
@@ -260,11 +280,11 @@ func connect(path string) (*Store, error) {
 }
 
 func (s *Store) migrate(ctx context.Context) error {
-	dir, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
+	provider := sqliteProvider
+	if s.postgres {
+		provider = postgresProvider
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, s.write, dir, goose.WithDisableGlobalRegistry(true))
+	p, err := provider(s.write)
 	if err != nil {
 		return fmt.Errorf("migrating %s: %w", s.path, err)
 	}
@@ -279,6 +299,14 @@ func (s *Store) migrate(ctx context.Context) error {
 		return fmt.Errorf("migrating %s: %w", s.path, err)
 	}
 	return nil
+}
+
+func sqliteProvider(db *sql.DB) (*goose.Provider, error) {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectSQLite3, db, dir, goose.WithDisableGlobalRegistry(true))
 }
 
 // load reads whose state this is and prepares what every request needs.
@@ -306,11 +334,11 @@ func (s *Store) load(ctx context.Context) error {
 		text string
 	}{
 		{&s.lookup, s.read, `SELECT k.vkey, h.size, h.root, h.time, h.note FROM log_key k
-			LEFT JOIN head h ON h.origin = k.origin WHERE k.origin = ? ORDER BY k.rowid`},
-		{&s.insert, s.write, `INSERT INTO head (origin, size, root, time, note) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`},
-		{&s.replace, s.write, `UPDATE head SET size = ?, root = ?, time = ?, note = ?
-			WHERE origin = ? AND size = ? AND root = ? AND time = ?`},
-		{&s.serve, s.read, `SELECT h.note FROM log l JOIN head h ON h.origin = l.origin WHERE l.origin_hash = ?`},
+			LEFT JOIN head h ON h.origin = k.origin WHERE k.origin = $1 ORDER BY k.rowid`},
+		{&s.insert, s.write, `INSERT INTO head (origin, size, root, time, note) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`},
+		{&s.replace, s.write, `UPDATE head SET size = $1, root = $2, time = $3, note = $4
+			WHERE origin = $5 AND size = $6 AND root = $7 AND time = $8`},
+		{&s.serve, s.read, `SELECT h.note FROM log l JOIN head h ON h.origin = l.origin WHERE l.origin_hash = $1`},
 	} {
 		if *p.stmt, err = p.db.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("reading %s: %w", s.path, err)
@@ -329,6 +357,10 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	if s.unfollow != nil {
+		close(s.unfollow)
+		<-s.followed
+	}
 	if s.started {
 		close(s.advances)
 		<-s.committer
@@ -386,7 +418,7 @@ func (s *Store) AddLog(ctx context.Context, origin string, keys []*c2sp.Key) (ad
 	}
 	defer tx.Rollback()
 	now := time.Now().Unix() // for people who read the table; nothing is judged by it
-	if _, err := tx.ExecContext(ctx, "INSERT INTO log (origin, origin_hash, added) VALUES (?, ?, ?) ON CONFLICT (origin) DO NOTHING",
+	if _, err := tx.ExecContext(ctx, "INSERT INTO log (origin, origin_hash, added) VALUES ($1, $2, $3) ON CONFLICT (origin) DO NOTHING",
 		origin, c2sp.OriginHash(origin), now); err != nil {
 		return 0, fmt.Errorf("adding log %s: %w", origin, err)
 	}
@@ -395,17 +427,17 @@ func (s *Store) AddLog(ctx context.Context, origin string, keys []*c2sp.Key) (ad
 			return 0, fmt.Errorf("key %s is of type %s, which no log signs with", k, k.Alg())
 		}
 		var n int
-		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM witness_key WHERE raw = ?", k.Raw()).Scan(&n); err != nil {
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM witness_key WHERE raw = $1", k.Raw()).Scan(&n); err != nil {
 			return 0, fmt.Errorf("adding log %s: %w", origin, err)
 		}
 		if n > 0 {
 			return 0, fmt.Errorf("key %s is this witness's own key: nobody witnesses himself", k)
 		}
 		var vkey, other string
-		err := tx.QueryRowContext(ctx, "SELECT vkey, origin FROM log_key WHERE vkey = ? OR raw = ?", k.String(), k.Raw()).Scan(&vkey, &other)
+		err := tx.QueryRowContext(ctx, "SELECT vkey, origin FROM log_key WHERE vkey = $1 OR raw = $2", k.String(), k.Raw()).Scan(&vkey, &other)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
-			if _, err := tx.ExecContext(ctx, "INSERT INTO log_key (vkey, origin, raw, added) VALUES (?, ?, ?, ?)",
+			if _, err := tx.ExecContext(ctx, "INSERT INTO log_key (vkey, origin, raw, added) VALUES ($1, $2, $3, $4)",
 				k.String(), origin, k.Raw(), now); err != nil {
 				return 0, fmt.Errorf("adding log %s: %w", origin, err)
 			}
@@ -551,7 +583,11 @@ func (s *Store) commit() {
 			}
 		}
 		start := time.Now()
-		results, err := s.writeTogether(batch)
+		write := s.writeTogether
+		if s.postgres {
+			write = s.writeShared
+		}
+		results, err := write(batch)
 		if observe := s.observe.Load(); observe != nil {
 			(*observe)(len(batch), time.Since(start))
 		}
@@ -589,10 +625,13 @@ func (s *Store) writeTogether(batch []*advance) (results []error, err error) {
 	if err := tx.QueryRow("UPDATE generation SET n = n + 1 RETURNING n").Scan(&generation); err != nil {
 		return nil, err
 	}
+	if n, _ := s.mark.says(); uint64(generation) <= n {
+		return nil, fmt.Errorf("%w: it counts %d writes, and the mark %d: it was put back while the witness ran", ErrOldState, generation-1, n)
+	}
 	if err := tx.Commit(); err != nil {
 		return nil, err
 	}
-	return results, s.mark.raise(uint64(generation))
+	return results, s.mark.raise(uint64(generation), "")
 }
 
 // swap is the compare-and-swap of one head. A statement that the database
@@ -621,6 +660,9 @@ func (s *Store) swap(tx *sql.Tx, a *advance) error {
 
 // checkpoint returns the note the read API serves, nil if there is none.
 func (s *Store) checkpoint(ctx context.Context, originHash string) ([]byte, error) {
+	if len(originHash) != 64 {
+		return nil, nil // and no text that a database may take offence at
+	}
 	var note []byte
 	err := s.serve.QueryRowContext(ctx, originHash).Scan(&note)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -632,8 +674,12 @@ func (s *Store) checkpoint(ctx context.Context, originHash string) ([]byte, erro
 	return note, nil
 }
 
-// Ping reports whether the database answers.
+// Ping reports whether the database answers, and is the one that this program may
+// write to.
 func (s *Store) Ping(ctx context.Context) error {
+	if s.postgres && s.mark != nil {
+		return s.ready(ctx)
+	}
 	var n int
 	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM witness_key").Scan(&n); err != nil {
 		return fmt.Errorf("reading %s: %w", s.path, err)

@@ -158,17 +158,28 @@ func TestStoreOfAnotherKeyIsRefused(t *testing.T) {
 }
 
 // What the program checks, the database refuses once more.
-func TestDatabaseRefusesToGoBack(t *testing.T) {
-	r := newRig(t)
+func TestDatabaseRefusesToGoBack(t *testing.T) { eachStore(t, databaseRefusesToGoBack) }
+
+func databaseRefusesToGoBack(t *testing.T, r *rig) {
+	zeros := func(n int) string {
+		if r.dir.Store.postgres {
+			return fmt.Sprintf("decode(repeat('00', %d), 'hex')", n)
+		}
+		return fmt.Sprintf("zeroblob(%d)", n)
+	}
 	r.must(r.post(r.log.request(0, 5)), 200)
 	for _, stmt := range []string{
 		"UPDATE head SET size = 4",
-		"UPDATE head SET root = zeroblob(32)",
+		"UPDATE head SET root = " + zeros(32),
 		"UPDATE head SET time = time - 1, size = 6",
-		"UPDATE head SET root = zeroblob(31), size = 6",
+		"UPDATE head SET root = " + zeros(31) + ", size = 6",
 		"UPDATE head SET size = -1",
 		"DELETE FROM head",
 		"DELETE FROM log",
+		"UPDATE generation SET n = n - 1",
+		"DELETE FROM generation",
+		"UPDATE witness_key SET name = 'x'",
+		"DELETE FROM witness_key",
 	} {
 		if _, err := r.dir.Store.write.Exec(stmt); err == nil {
 			t.Errorf("%s: done", stmt)
@@ -195,7 +206,22 @@ func TestStoreIsDurableByItsSettings(t *testing.T) {
 }
 
 func TestAddLog(t *testing.T) {
-	s, signer := createStore(t)
+	t.Run("SQLite", func(t *testing.T) {
+		s, signer := createStore(t)
+		addLog(t, s, signer)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		signer := mustSigner(t, "witness.example/w1", c2sp.AlgEd25519Cosig)
+		s, err := CreatePostgres(t.Context(), newDatabase(t), []*c2sp.Key{signer.Key()}, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		addLog(t, s, signer)
+	})
+}
+
+func addLog(t *testing.T, s *Store, signer *c2sp.Signer) {
 	ctx := context.Background()
 	a, b := newLog(t, "example.com/a"), newLog(t, "example.com/b")
 	add := func(origin string, keys ...*c2sp.Key) (int, error) { return s.AddLog(ctx, origin, keys) }
@@ -317,8 +343,9 @@ func TestOneDirectoryOneWitness(t *testing.T) {
 }
 
 // A clock that went back is refused, log by log, and the error says so.
-func TestClockGoesBack(t *testing.T) {
-	r := newRig(t)
+func TestClockGoesBack(t *testing.T) { eachStore(t, clockGoesBack) }
+
+func clockGoesBack(t *testing.T, r *rig) {
 	other := newLog(t, "example.com/other")
 	r.trust(other)
 	r.must(r.post(r.log.request(0, 5)), 200)

@@ -33,12 +33,17 @@ does not break. Each checkpoint is cosigned with both.
 
 Keys, database and mark are made together and belong together. init never
 touches existing ones. The mark is a small file on another file system, by which
-the witness knows an old copy of its database.`,
+the witness knows an old copy of its database.
+
+With --store the state is in PostgreSQL, and several instances on several machines
+are one witness. For each further one copy the directory to its machine, and make
+it a mark of its own there: portbook-witness mark.`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
 	name := cmd.Flags().String("name", "", "`NAME` of the witness, a URL without the scheme: witness.example/w1")
 	mark := markFlag(cmd)
+	store := cmd.Flags().String("store", "", "`URI` of an empty PostgreSQL database for the state, postgres://USER@HOST/DATABASE?sslmode=verify-full; it is kept in the directory; default: SQLite in the directory")
 	at := urlFlag(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object instead of text")
 	cli.Require(cmd, "name")
@@ -61,7 +66,7 @@ the witness knows an old copy of its database.`,
 		if _, err := os.Lstat(file); err == nil && madeErr != nil { // else CreateDir has the better reason
 			return cli.Exit(cli.Refused, fmt.Errorf("a file is at %s already: a mark is never replaced; choose another path", file))
 		}
-		d, err := witness.CreateDir(cmd.Context(), *dir, *name, time.Now())
+		d, err := witness.CreateDirOn(cmd.Context(), *dir, *name, *store, time.Now())
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
@@ -84,6 +89,12 @@ Next, with the verifier key that a log's operator gives you:
 
 Never copy %[1]s back from a backup. If it is lost, begin a new witness.
 `, *dir, file)
+		if d.Store.Shared() {
+			fmt.Fprintf(out, `
+For each further instance, on its machine, with a copy of %[1]s:
+  portbook-witness mark --dir %[1]s --mark FILE
+`, *dir)
+		}
 		return nil
 	}
 	return cmd
