@@ -53,8 +53,9 @@ func (r *rig) get(path, header, value string) answer {
 
 // TestEvidenceIsPublished: what was refused can be read by anyone, for ever, and
 // convinces with the log's key alone; see portbook evidence verify.
-func TestEvidenceIsPublished(t *testing.T) {
-	r := newRig(t)
+func TestEvidenceIsPublished(t *testing.T) { eachStore(t, evidenceIsPublished) }
+
+func evidenceIsPublished(t *testing.T, r *rig) {
 	if a := r.must(r.get("/evidence/", "Accept", "*/*"), 200); a.body != `{"witness":"witness.example/w1","evidence":[]}`+"\n" || a.header.Get("Content-Type") != "application/json" {
 		t.Errorf("%s %v", a.body, a.header)
 	}
@@ -133,8 +134,9 @@ func TestEvidenceIsPublished(t *testing.T) {
 // TestEvidenceFromProofs: the proof that a forked log sends by itself convicts
 // it, from every size to every size; unless the smaller is a power of two, where
 // a proof leaves out what would.
-func TestEvidenceFromProofs(t *testing.T) {
-	r := newRig(t)
+func TestEvidenceFromProofs(t *testing.T) { eachStore(t, evidenceFromProofs) }
+
+func evidenceFromProofs(t *testing.T, r *rig) {
 	const fork = 3
 	for m := uint64(fork + 1); m < 18; m++ {
 		for _, n := range []uint64{m + 1, m + 2, 31, 32, 33} {
@@ -238,8 +240,9 @@ func TestEvidenceIsKeptBeforeTheRefusal(t *testing.T) {
 
 // TestEvidenceIsBounded: a log that signs the largest notes there can be does
 // not fill the disk, and what is kept of them is still a file that can be read.
-func TestEvidenceIsBounded(t *testing.T) {
-	r := newRig(t)
+func TestEvidenceIsBounded(t *testing.T) { eachStore(t, evidenceIsBounded) }
+
+func evidenceIsBounded(t *testing.T, r *rig) {
 	fat := func(l *testLog, n uint64) []byte {
 		cp := l.checkpoint(n)
 		cp.Extensions = slices.Repeat([]string{"x"}, (MaxBody-2000)/2) // quoted, it is twice as long
@@ -269,8 +272,9 @@ func TestEvidenceIsBounded(t *testing.T) {
 }
 
 // TestEvidenceIsListedInParts: a list is bounded, and leads to the rest.
-func TestEvidenceIsListedInParts(t *testing.T) {
-	r := newRig(t)
+func TestEvidenceIsListedInParts(t *testing.T) { eachStore(t, evidenceIsListedInParts) }
+
+func evidenceIsListedInParts(t *testing.T, r *rig) {
 	for i := range 2 {
 		l := newLog(t, fmt.Sprintf("example.com/%d", i))
 		r.trust(l)

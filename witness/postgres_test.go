@@ -147,6 +147,7 @@ func (r *rig) refuses(want error, repair string) {
 // An instance of a witness signs on the database server that all instances have
 // found not to be behind their marks, and on no other.
 func TestRestoredDatabase(t *testing.T) {
+	t.Parallel()
 	db := startPostgres(t, nil)
 	defer db.Close()
 	board := newSwitchboard(t, db)
@@ -386,6 +387,7 @@ func dataDirectory(t *testing.T, db *trilliantest.PostgreSQL) string {
 // A database that may lose what it has confirmed is refused, at the start and
 // under a witness that runs; so is one that is no witness's.
 func TestUnsafeDatabaseIsRefused(t *testing.T) {
+	t.Parallel()
 	signer := mustSigner(t, "witness.example/w1", c2sp.AlgEd25519Cosig)
 	r := newPostgresRig(t, newDatabase(t))
 	uri, err := readSecret(filepath.Join(r.dir.Path, StoreFile))
