@@ -37,6 +37,7 @@ var rules = []rule{
 	{"logserver/audit", nil, []string{"github.com/", "google.golang.org/", "modernc.org/", "k8s.io/", "gopkg.in/", "filippo.io/", "golang.org/x/crypto", "golang.org/x/net", "golang.org/x/sync", "golang.org/x/time"}, "a second reading of the formats shares no code with the server (FAULTS rule 8); of others only golang.org/x/mod"},
 	{"monitor", []string{"entry", "c2sp", "proto", "client", "attest", "monitor"}, []string{"github.com/transparency-dev/tessera/storage"}, "it judges the log from outside, with what anyone has"},
 	{"internal/cli", nil, nil, "the programs' edge"},
+	{"internal/mutants", nil, nil, "it reads files and runs go test"},
 	{"internal/powercut", nil, nil, "file systems for tests"},
 	{"internal/rules", nil, nil, "tests only"},
 	{"internal/evillog", []string{"entry", "c2sp", "witness"}, nil, "a log that lies, on the real formats; its tests bring the readers"},
