@@ -59,8 +59,12 @@ func (p *Policy) Explain() []string {
 	default:
 		say("A log that wants to show two histories needs %d witness keys that lie with it, since any two quorums share at least that many.", q.overlap)
 	}
-	if idle := p.idle(); len(idle) > 0 {
+	idle, aside := p.idle()
+	if len(idle) > 0 {
 		say("Warning: named but without a say in the quorum: %s.", quoteNames(idle))
+	}
+	if len(aside) > 0 {
+		say("Auditors without a say in the quorum, as a log names those that it asks after publishing: %s.", quoteNames(aside))
 	}
 	return out
 }
@@ -101,8 +105,8 @@ func (p *Policy) measure() map[string]measure {
 	return m
 }
 
-// idle returns the witnesses that the quorum does not reach.
-func (p *Policy) idle() []string {
+// idle returns the witnesses that the quorum does not reach, and the auditors.
+func (p *Policy) idle() (witnesses, auditors []string) {
 	reached := map[string]bool{p.Quorum: true}
 	for i := len(p.Groups) - 1; i >= 0; i-- {
 		if g := p.Groups[i]; reached[g.Name] {
@@ -111,13 +115,16 @@ func (p *Policy) idle() []string {
 			}
 		}
 	}
-	var idle []string
 	for _, w := range p.Witnesses {
-		if !reached[w.Name] {
-			idle = append(idle, w.Name)
+		switch {
+		case reached[w.Name]:
+		case w.Auditor:
+			auditors = append(auditors, w.Name)
+		default:
+			witnesses = append(witnesses, w.Name)
 		}
 	}
-	return idle
+	return witnesses, auditors
 }
 
 // quorumWords says what the quorum is, such as "2 of (w1, w2, w3)".

@@ -3,9 +3,11 @@ package c2sp
 // Trust policies, c2sp.org/tlog-policy: the file format. Verifying against one
 // is in verify.go, explaining one in explain.go.
 //
-// One line is ours: "retired <vkey> <size> [<url>]", a log key that is believed
-// for checkpoints of at most size entries. Other tools refuse a file that has
-// one, rather than believe the key without its bound.
+// Two lines are ours. "retired <vkey> <size> [<url>]" is a log key that is believed
+// for checkpoints of at most size entries; other tools refuse a file that has one,
+// rather than believe the key without its bound. "auditor <name> <vkey> [<url>]"
+// is a witness line of a mirror (c2sp.org/tlog-mirror): it counts as any other
+// cosigner does, and a log asks it after publishing, not before.
 
 import (
 	"bytes"
@@ -46,6 +48,8 @@ type PolicyWitness struct {
 	Name string
 	Key  *Key
 	URL  string // submission prefix, or ""
+	// Auditor says that it is a mirror, which cosigns after it has read.
+	Auditor bool
 }
 
 // A PolicyGroup is satisfied by K of its members.
@@ -134,14 +138,14 @@ func (r *policyReader) line(s string) string {
 		return r.log(f[1:], false)
 	case "retired":
 		return r.log(f[1:], true)
-	case "witness":
-		return r.witness(f[1:])
+	case "witness", "auditor":
+		return r.witness(f[0], f[1:])
 	case "group":
 		return r.group(f[1:])
 	case "quorum":
 		return r.quorum(f[1:])
 	}
-	return fmt.Sprintf("unknown keyword %s: log, retired, witness, group or quorum expected", quote(f[0]))
+	return fmt.Sprintf("unknown keyword %s: log, retired, witness, auditor, group or quorum expected", quote(f[0]))
 }
 
 func (r *policyReader) log(f []string, retired bool) string {
@@ -181,9 +185,9 @@ func (r *policyReader) log(f []string, retired bool) string {
 	return ""
 }
 
-func (r *policyReader) witness(f []string) string {
+func (r *policyReader) witness(keyword string, f []string) string {
 	if len(f) < 2 || len(f) > 3 {
-		return "a witness line is: witness <name> <vkey> [<url>]"
+		return fmt.Sprintf("a line of this kind is: %s <name> <vkey> [<url>]", keyword)
 	}
 	if len(r.p.Witnesses) == maxPolicyLines {
 		return fmt.Sprintf("more than %d witnesses", maxPolicyLines)
@@ -198,7 +202,7 @@ func (r *policyReader) witness(f []string) string {
 	if !key.IsCosigner() {
 		return fmt.Sprintf("key %s is of type %s; a witness's is 0x04 or 0x06", quote(key.name), key.alg)
 	}
-	w := PolicyWitness{Name: f[0], Key: key}
+	w := PolicyWitness{Name: f[0], Key: key, Auditor: keyword == "auditor"}
 	if len(f) == 3 {
 		if f[2][0] == '#' {
 			return noComment
@@ -321,7 +325,11 @@ func (p *Policy) Bytes() []byte {
 		}
 	}
 	for _, w := range p.Witnesses {
-		line("witness", w.Name, w.Key.String(), w.URL)
+		keyword := "witness"
+		if w.Auditor {
+			keyword = "auditor"
+		}
+		line(keyword, w.Name, w.Key.String(), w.URL)
 	}
 	for _, g := range p.Groups {
 		line(append([]string{"group", g.Name, strconv.Itoa(g.K)}, g.Members...)...)

@@ -126,6 +126,7 @@ type Log struct {
 	stopSeq    context.CancelFunc
 	seqDone    chan struct{}
 	witnesses  []*cosigner
+	auditors   []*auditor
 	closing    sync.Once
 	closeErr   error // set by closing
 
@@ -192,6 +193,10 @@ func newLog(cfg Config, keys *keyring, src tileSource) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	auditors, err := newAuditors(cfg.Policy)
+	if err != nil {
+		return nil, err
+	}
 	lock, err := lockFile(filepath.Join(cfg.Dir, lockFileName))
 	if err != nil {
 		return nil, err
@@ -201,8 +206,8 @@ func newLog(cfg Config, keys *keyring, src tileSource) (*Log, error) {
 		conflicts: newLimits(rate.Every(time.Second), 100), conflictsOf: newLimits(rate.Every(time.Minute), 10), rates: newLimits(rate.Inf, 1),
 		rate: rate.NewLimiter(rate.Limit(cfg.MaxRate), cfg.MaxRate), admission: admission{of: map[string]int{}},
 		quotas: newQuotas(cfg.Now), refusals: newRefusals(),
-		witnesses: witnesses,
-		status:    Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
+		witnesses: witnesses, auditors: auditors,
+		status: Status{Reason: errStarting}, guard: make(chan struct{}), seqDone: make(chan struct{}),
 	}
 	l.static = newStatic(l.src, cfg.Private)
 	l.metrics = newMetrics(l)
@@ -281,7 +286,8 @@ func (l *Log) loadPublished() error {
 		return fmt.Errorf("public checkpoint: it was changed by somebody else: %w", err)
 	}
 	_, err = l.cfg.Policy.Verify(raw)
-	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: err == nil})
+	audits := (&quorum{policy: l.cfg.Policy, auditors: l.auditors}).audits(raw)
+	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: err == nil, audits: audits})
 	return nil
 }
 
@@ -325,7 +331,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
 		latch: l.latch, latched: l.guard, ended: make(chan struct{}), logger: l.cfg.Logger, wake: make(chan struct{}, 1),
 	}
-	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses})
+	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses, l.auditors})
 	l.ended, l.trouble = l.pub.ended, l.pub.trouble
 	seq := newSequencer()
 	seq.index, seq.add, seq.size, seq.tree = l.lookup, l.engine.add, l.engine.size, l.freshTree
@@ -553,6 +559,9 @@ func (l *Log) release() error {
 		err = errors.Join(err, l.shared.release())
 	}
 	for _, w := range l.witnesses {
+		w.http.CloseIdleConnections()
+	}
+	for _, w := range l.auditors {
 		w.http.CloseIdleConnections()
 	}
 	l.lock.release()

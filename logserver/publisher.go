@@ -36,13 +36,15 @@ type Published struct {
 	// good for an acknowledgement.
 	Quorum bool
 
-	span trace.SpanContext // of the round that published it
+	audits int               // how many of the policy's auditors have cosigned it
+	span   trace.SpanContext // of the round that published it
 }
 
 // board holds the newest published checkpoint and wakes those who wait for it.
 type board struct {
 	mu      sync.Mutex
 	latest  Published     // guarded by mu
+	audited Published     // guarded by mu; the newest that auditors have cosigned, for proofs
 	changed chan struct{} // guarded by mu; closed when latest changes
 }
 
@@ -58,6 +60,7 @@ func (b *board) set(p Published) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.latest = p
+	b.keep(p)
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
@@ -121,6 +124,7 @@ type publisher struct {
 	logger     *slog.Logger
 	wake       chan struct{} // capacity 1: the tree has grown
 	last       atomic.Uint64 // size of the log's last tree, once it ends; else 0
+	publishing sync.Mutex    // held while the public checkpoint is replaced
 
 	mu        sync.Mutex
 	lastRound error // guarded by mu; why the last round did not publish, nil if it did
@@ -130,6 +134,7 @@ type publisher struct {
 type quorum struct {
 	policy    *c2sp.Policy
 	witnesses []*cosigner
+	auditors  []*auditor // asked after publication; none is in the policy's quorum
 }
 
 // guardError is a failed guard: nothing is signed, and writing stops for good.
@@ -142,6 +147,10 @@ func (e *guardError) Unwrap() error { return e.err }
 // if the quorum answers within one round.
 func (p *publisher) run(ctx context.Context) {
 	defer close(p.ended)
+	asking, stop := context.WithCancel(ctx)
+	var audits sync.WaitGroup
+	audits.Go(func() { p.auditing(asking) })
+	defer func() { stop(); audits.Wait() }()
 	backoff := time.Duration(0)
 	last := time.Now()
 	timer := time.NewTimer(0)
@@ -190,6 +199,7 @@ func (p *publisher) run(ctx context.Context) {
 			p.note(err)
 		}
 		if p.done() {
+			p.awaitAudits(ctx)
 			return
 		}
 		if backoff > 0 {
@@ -262,10 +272,12 @@ func (p *publisher) attempt(ctx context.Context, size uint64) error {
 	if err != nil {
 		return err
 	}
+	p.publishing.Lock()
+	defer p.publishing.Unlock()
 	if err := p.publish(ctx, raw); err != nil {
 		return fmt.Errorf("%w: public checkpoint: %w", ErrStorage, withoutPath(err))
 	}
-	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now(), Quorum: true, span: trace.SpanContextFromContext(ctx)})
+	p.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, At: time.Now(), Quorum: true, audits: p.quorum.Load().audits(raw), span: trace.SpanContextFromContext(ctx)})
 	return nil
 }
 
@@ -454,6 +466,7 @@ func (p *publisher) gather(ctx context.Context, note *c2sp.Note, cp c2sp.Checkpo
 			grace = time.After(min(max(time.Since(start)/4, 2*time.Millisecond), 100*time.Millisecond))
 		}
 	}
+	p.carry(note, cp)
 	raw := note.Bytes()
 	// The published bytes must satisfy the very check that every reader makes.
 	if _, err := quorum.policy.Verify(raw); err != nil {

@@ -229,7 +229,10 @@ func (v *view) proofs(req *pb.GetProofRequest, left *int) ([]*pb.LoggedEntry, er
 	}
 	var out []*pb.LoggedEntry
 	for _, h := range hits {
-		proof, err := v.log.proveIn(v.t, v.p, h.index, h.leaf)
+		p := v.log.board.forProof(v.p, h.index)
+		t := v.t
+		t.size = int64(p.Size)
+		proof, err := v.log.proveIn(t, p, h.index, h.leaf)
 		if err != nil {
 			return nil, err
 		}

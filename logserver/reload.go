@@ -24,6 +24,10 @@ func (l *Log) SetPolicy(p *c2sp.Policy) error {
 	if err != nil {
 		return err
 	}
+	auditors, err := newAuditors(&own)
+	if err != nil {
+		return err
+	}
 	if l.pub == nil {
 		return errors.New("the log takes no submissions: restart it with the new policy once it does")
 	}
@@ -34,7 +38,7 @@ func (l *Log) SetPolicy(p *c2sp.Policy) error {
 			}
 		}
 	}
-	l.pub.quorum.Store(&quorum{&own, witnesses})
+	l.pub.quorum.Store(&quorum{&own, witnesses, auditors})
 	l.board.judge(func(p Published) bool {
 		_, err := own.Verify(p.Note)
 		return err == nil

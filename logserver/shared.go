@@ -217,7 +217,7 @@ func (s *shared) start(ctx context.Context, l *Log) {
 		interval: l.cfg.Interval, republish: l.cfg.Republish, roundLimit: l.cfg.RoundLimit,
 		latched: l.guard, logger: l.cfg.Logger, wake: make(chan struct{}, 1),
 	}
-	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses})
+	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses, l.auditors})
 	following, stop := context.WithCancel(ctx)
 	s.stopFollow = stop
 	if err := s.saw(ctx, s.state, nil); err != nil {
@@ -438,7 +438,8 @@ func (l *Log) takePublished(raw []byte) error {
 		return nil // our own is newer
 	}
 	_, err = l.policy().Verify(raw)
-	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: err == nil})
+	audits := (&quorum{policy: l.policy(), auditors: l.auditors}).audits(raw)
+	l.board.set(Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: err == nil, audits: audits})
 	return nil
 }
 

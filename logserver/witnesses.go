@@ -54,7 +54,10 @@ const (
 	maxSizeBody    = 64 // of a 409 answer
 )
 
-func newWitnesses(p *c2sp.Policy) ([]*cosigner, error) {
+func newWitnesses(p *c2sp.Policy) ([]*cosigner, error) { return newCosigners(p, false) }
+
+// newCosigners returns the witnesses of a policy, or its auditors.
+func newCosigners(p *c2sp.Policy, auditors bool) ([]*cosigner, error) {
 	client := &http.Client{
 		Timeout: witnessTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
@@ -71,6 +74,9 @@ func newWitnesses(p *c2sp.Policy) ([]*cosigner, error) {
 	}
 	var ws []*cosigner
 	for _, w := range p.Witnesses {
+		if w.Auditor != auditors {
+			continue
+		}
 		if w.URL == "" {
 			return nil, fmt.Errorf("policy: witness %s has no URL: the log must be able to reach it", w.Name)
 		}

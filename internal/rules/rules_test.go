@@ -27,6 +27,7 @@ var rules = []rule{
 	{"proto", nil, nil, "the wire is generated"},
 	{"witness", []string{"c2sp"}, nil, "a witness must not be able to care about content"},
 	{"witness/witnesstest", []string{"c2sp"}, nil, "it runs other people's witnesses, for tests"},
+	{"witness/auditor", []string{"entry", "c2sp", "witness"}, nil, "the one witness that reads what is in a log"},
 	{"client", []string{"entry", "c2sp"}, heavy, "an installer links it"},
 	{"client/submit", []string{"entry", "proto", "client"}, nil, "gRPC stays out of package client"},
 	{"registry", []string{"entry", "c2sp", "client", "registry"}, []string{"github.com/transparency-dev/tessera", "github.com/google/trillian"}, "it speaks to registries, and believes what client verified"},

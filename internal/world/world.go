@@ -29,6 +29,7 @@ import (
 type Options struct {
 	Witnesses int
 	Quorum    int // 0: none
+	Auditors  int // that the log pushes to; let one Follow, or not
 	Logger    *slog.Logger
 	Change    func(*logserver.Config) // last word on the log's configuration
 }
@@ -38,6 +39,7 @@ type World struct {
 	Dir       string
 	LogKey    *c2sp.Signer
 	Witnesses []*Witness
+	Auditors  []*Auditor
 	Log       *Log
 	// Policy is what clients, monitors and the log believe: the log's key, the
 	// witnesses with their URLs, and the quorum.
@@ -79,6 +81,17 @@ func (w *World) start(ctx context.Context) (err error) {
 		lines = append(lines, fmt.Sprintf("witness %s %s http://%s", wit.Name, wit.Key, wit.Address))
 		names = append(names, wit.Name)
 	}
+	for i := range w.opts.Auditors {
+		a, err := w.newAuditor(ctx, fmt.Sprintf("a%d", i+1))
+		if err != nil {
+			return err
+		}
+		w.Auditors = append(w.Auditors, a)
+		if err := a.Start(); err != nil {
+			return err
+		}
+		lines = append(lines, fmt.Sprintf("auditor %s %s http://%s", a.Name, a.Key, a.Address))
+	}
 	if w.opts.Quorum == 0 {
 		lines = append(lines, "quorum none")
 	} else {
@@ -101,6 +114,23 @@ func (w *World) ParsedPolicy() *c2sp.Policy {
 	return p
 }
 
+// AuditedPolicy is what a client believes that asks for the quorum and for every
+// auditor.
+func (w *World) AuditedPolicy() *c2sp.Policy {
+	p := w.ParsedPolicy()
+	group := c2sp.PolicyGroup{Name: "audited", Members: []string{p.Quorum}}
+	for _, a := range w.Auditors {
+		group.Members = append(group.Members, a.Name)
+	}
+	group.K = len(group.Members)
+	p.Groups, p.Quorum = append(p.Groups, group), group.Name
+	again, err := c2sp.ParsePolicy(p.Bytes())
+	if err != nil {
+		panic(err) // this package wrote it
+	}
+	return again
+}
+
 // Close stops everything.
 func (w *World) Close() error {
 	var err error
@@ -109,6 +139,9 @@ func (w *World) Close() error {
 	}
 	for _, wit := range w.Witnesses {
 		err = errors.Join(err, wit.Stop(), wit.store.Close())
+	}
+	for _, a := range w.Auditors {
+		err = errors.Join(err, a.close())
 	}
 	return err
 }
