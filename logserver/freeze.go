@@ -85,22 +85,29 @@ func Freeze(dir string, next Successor, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := next.check(id); err != nil {
+	if again, err := id.end(next, now); again || err != nil {
 		return err
+	}
+	return writeIdentity(dir, id)
+}
+
+// end decides that the log ends, unless that is decided already for the same
+// successor.
+func (id *Identity) end(next Successor, now time.Time) (again bool, err error) {
+	if err := next.check(*id); err != nil {
+		return false, err
 	}
 	if id.Freeze != nil {
 		if id.Freeze.Origin == next.Origin && slices.Equal(id.Freeze.VKeys, next.VKeys) && id.Freeze.URL == next.URL {
-			return nil
+			return true, nil
 		}
-		return fmt.Errorf("the log ends already, and goes on as %s at %s: that cannot be changed", id.Freeze.Origin, id.Freeze.URL)
+		return false, fmt.Errorf("the log ends already, and goes on as %s at %s: that cannot be changed", id.Freeze.Origin, id.Freeze.URL)
 	}
 	var leafID [16]byte
 	rand.Read(leafID[:])
 	id.Freeze = &FreezeMark{next, hex.EncodeToString(leafID[:]), now.UTC().Format(entry.TimeFormat)}
-	if _, err := id.Freeze.leaf().Marshal(); err != nil {
-		return err
-	}
-	return writeIdentity(dir, id)
+	_, err = id.Freeze.leaf().Marshal()
+	return false, err
 }
 
 // check refuses a successor that no client could follow, and sorts its keys.
@@ -331,9 +338,10 @@ func (l *Log) tryEnd(ctx context.Context) error {
 	return nil
 }
 
-// done reports whether the last checkpoint of a log that ends is published.
+// done reports whether the last checkpoint of a log that ends is published:
+// then nothing more is signed, whatever the policy of now says of it.
 func (p *publisher) done() bool {
 	last := p.last.Load()
 	was, _ := p.board.get()
-	return last > 0 && was.Size >= last && was.Quorum
+	return last > 0 && was.Size >= last
 }

@@ -117,9 +117,13 @@ func (id *Identity) find(alg c2sp.Alg, state KeyState) *LogKey {
 
 // keyring is all keys of a log: those that sign, and all that ever did.
 type keyring struct {
-	origin  string
-	keys    []LogKey
-	signing []*signing // one for each key that is not retired; Ed25519 first
+	origin string
+	held   []*signing // every signer that was given; of a shared log also those whose key is not the log's yet, or no more
+
+	mu      sync.RWMutex // of what change changes; of a shared log alone
+	keys    []LogKey     // guarded by mu
+	signing []*signing   // guarded by mu; one for each key that is not retired; Ed25519 first
+	lacking error        // guarded by mu; why this server cannot sign: a key that signs is not held; nil if none was
 }
 
 // signing is a signer that is asked for one signature at a time.
@@ -155,6 +159,81 @@ func newKeyring(id Identity, signers []Signer) (*keyring, error) {
 	return r, nil
 }
 
+// sharedKeyring is newKeyring for a log whose keys change while it is served: a
+// signer may be there whose key is not the log's yet, or no more. It signs nothing.
+func sharedKeyring(id Identity, signers []Signer) (*keyring, error) {
+	r := &keyring{origin: id.Origin}
+	for _, s := range signers {
+		if s.Key().Name() != id.Origin {
+			return nil, fmt.Errorf("key %s is not a key of this log, which is %s: see portbook-log key show", name(s.Key()), id.VKey)
+		}
+		r.held = append(r.held, &signing{Signer: s})
+	}
+	r.change(id)
+	return r, r.cannotSign()
+}
+
+// changes counts the changes that made an identity's keys what they are: a key is
+// added once and retired once, and none is taken out.
+func (id Identity) changes() int {
+	n := len(id.Keys)
+	for _, k := range id.Keys {
+		if k.State == KeyRetired {
+			n++
+		}
+	}
+	return n
+}
+
+// change makes the keys those of id, unless they are newer: whoever read the
+// database last may be late. It reports whether anything changed.
+func (r *keyring) change(id Identity) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.keys != nil && id.changes() <= (Identity{Keys: r.keys}).changes() {
+		return false
+	}
+	r.keys, r.signing, r.lacking = id.Keys, nil, nil
+	for _, k := range id.Keys {
+		at := slices.IndexFunc(r.held, func(s *signing) bool { return s.Key().String() == k.VKey })
+		switch {
+		case k.State == KeyRetired:
+		case at >= 0:
+			r.signing = append(r.signing, r.held[at])
+		case len(r.held) > 0:
+			r.lacking = fmt.Errorf("%w: key %s of this log (%s) is not given to this server: every key signs every checkpoint", ErrSigner, name(k.key), k.State)
+		}
+	}
+	slices.SortStableFunc(r.signing, func(a, b *signing) int { return int(a.Key().Alg()) - int(b.Key().Alg()) })
+	return true
+}
+
+// cannotSign is why not all keys that sign are here; nil if they are.
+func (r *keyring) cannotSign() error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.lacking
+}
+
+// idle are the keys that are held and do not sign.
+func (r *keyring) idle() (keys []*c2sp.Key) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, s := range r.held {
+		if !slices.Contains(r.signing, s) {
+			keys = append(keys, s.Key())
+		}
+	}
+	return keys
+}
+
+// all are the keys of the log, retired ones among them.
+func (r *keyring) all() []LogKey {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.keys
+}
+
 // name names a key in an error: its name is the log's, so the ID tells them apart.
 func name(k *c2sp.Key) string { return fmt.Sprintf("%08x (%s) of %s", k.ID(), k.Alg(), k.Name()) }
 
@@ -167,8 +246,14 @@ func (r *keyring) sign(ctx context.Context, c c2sp.Checkpoint) ([]c2sp.Signature
 		sig c2sp.Signature
 		err error
 	}
-	answers := make(chan answer, len(r.signing))
-	for i, s := range r.signing {
+	r.mu.RLock()
+	signing, lacking := r.signing, r.lacking
+	r.mu.RUnlock()
+	if lacking != nil {
+		return nil, lacking
+	}
+	answers := make(chan answer, len(signing))
+	for i, s := range signing {
 		go func() {
 			if !s.busy.TryLock() {
 				answers <- answer{i: i, err: errors.New("it still has not answered for an earlier checkpoint")}
@@ -186,12 +271,12 @@ func (r *keyring) sign(ctx context.Context, c c2sp.Checkpoint) ([]c2sp.Signature
 			answers <- answer{i, sig, err}
 		}()
 	}
-	sigs, problems := make([]c2sp.Signature, len(r.signing)), make([]error, len(r.signing))
+	sigs, problems := make([]c2sp.Signature, len(signing)), make([]error, len(signing))
 	late := errors.New("it has not answered in time")
 	for i := range problems {
 		problems[i] = late
 	}
-	for range r.signing {
+	for range signing {
 		select {
 		case a := <-answers:
 			sigs[a.i], problems[a.i] = a.sig, a.err
@@ -202,7 +287,7 @@ func (r *keyring) sign(ctx context.Context, c c2sp.Checkpoint) ([]c2sp.Signature
 	}
 	for i, err := range problems {
 		if err != nil {
-			problems[i] = fmt.Errorf("%w: key %s: %w", ErrSigner, name(r.signing[i].Key()), err)
+			problems[i] = fmt.Errorf("%w: key %s: %w", ErrSigner, name(signing[i].Key()), err)
 		}
 	}
 	return sigs, errors.Join(problems...)
@@ -218,7 +303,7 @@ func (r *keyring) signed(note *c2sp.Note) error {
 	}
 	ours := false
 	late := ""
-	for _, k := range r.keys {
+	for _, k := range r.all() {
 		for _, s := range note.Sigs {
 			if !k.key.Matches(s) {
 				continue
@@ -248,7 +333,7 @@ func (r *keyring) ownPolicy(p *c2sp.Policy) error {
 	}
 	var missing []c2sp.PolicyLog
 	var signing []*c2sp.Key // also where the signers are on another server
-	for _, k := range r.keys {
+	for _, k := range r.all() {
 		if k.State != KeyRetired {
 			signing = append(signing, k.key)
 		}
@@ -266,7 +351,7 @@ func (r *keyring) ownPolicy(p *c2sp.Policy) error {
 	if len(p.Logs) > 0 && len(missing) == len(signing) {
 		return fmt.Errorf("policy: none of its log lines has this log's key %s", signing[0])
 	}
-	for _, k := range r.keys {
+	for _, k := range r.all() {
 		for _, w := range p.Witnesses {
 			if bytes.Equal(w.Key.Raw(), k.key.Raw()) {
 				return fmt.Errorf("policy: witness %s has the public key of this log's key %s: nobody witnesses himself", w.Name, name(k.key))

@@ -250,6 +250,9 @@ func (p *publisher) round(ctx context.Context, refresh bool) error {
 	if err != nil {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
+	if p.done() {
+		return errNothingNew
+	}
 	was, _ := p.board.get()
 	if size == was.Size && was.Quorum && (!refresh || !was.At.IsZero() && time.Since(was.At) < p.republish) {
 		return errNothingNew

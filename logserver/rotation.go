@@ -9,7 +9,8 @@ package logserver
 //
 // Each changes log.json in one step, while the log is not being served, and
 // takes effect at the next start. The retired keys stay there for good: what
-// they signed is the log's word.
+// they signed is the log's word. Of a shared log, which is served meanwhile, see
+// shared_identity.go.
 
 import (
 	"context"
@@ -38,7 +39,7 @@ func changeKeys(dir string, change func(id *Identity, last anchorState) error) (
 		return id, err
 	}
 	if id.Freeze != nil {
-		return id, errors.New("the log ends, and its keys with it: the log that follows has keys of its own")
+		return id, errEnds
 	}
 	anchor, err := openAnchor(id.Anchor, id.Origin)
 	if err != nil {
@@ -50,6 +51,8 @@ func changeKeys(dir string, change func(id *Identity, last anchorState) error) (
 	}
 	return id, writeIdentity(dir, id)
 }
+
+var errEnds = errors.New("the log ends, and its keys with it: the log that follows has keys of its own")
 
 // refuseKnown says why key cannot become a key of the log.
 func (id *Identity) refuseKnown(key *c2sp.Key) error {
@@ -69,8 +72,10 @@ func (id *Identity) refuseKnown(key *c2sp.Key) error {
 }
 
 // AddKey makes key, of a type that no key of the log has, sign beside the others.
-func AddKey(dir string, key *c2sp.Key) (Identity, error) {
-	return changeKeys(dir, func(id *Identity, _ anchorState) error {
+func AddKey(dir string, key *c2sp.Key) (Identity, error) { return changeKeys(dir, addKey(key)) }
+
+func addKey(key *c2sp.Key) func(*Identity, anchorState) error {
+	return func(id *Identity, _ anchorState) error {
 		if err := id.refuseKnown(key); err != nil {
 			return err
 		}
@@ -79,13 +84,17 @@ func AddKey(dir string, key *c2sp.Key) (Identity, error) {
 		}
 		id.Keys = append(id.Keys, LogKey{VKey: key.String(), State: KeyActive, key: key})
 		return nil
-	})
+	}
 }
 
 // BeginRotation makes key sign beside the active key of its type, which it
 // will replace.
 func BeginRotation(dir string, key *c2sp.Key) (Identity, error) {
-	return changeKeys(dir, func(id *Identity, _ anchorState) error {
+	return changeKeys(dir, beginRotation(key))
+}
+
+func beginRotation(key *c2sp.Key) func(*Identity, anchorState) error {
+	return func(id *Identity, _ anchorState) error {
 		if err := id.refuseKnown(key); err != nil {
 			return err
 		}
@@ -97,14 +106,18 @@ func BeginRotation(dir string, key *c2sp.Key) (Identity, error) {
 		}
 		id.Keys = append(id.Keys, LogKey{VKey: key.String(), State: KeyNext, key: key})
 		return nil
-	})
+	}
 }
 
 // RetireKey takes the key with the ID out of use: the next one of a rotation
 // that is given up, or the ML-DSA-44 key. The active Ed25519 key is replaced by
 // a rotation, never taken away.
 func RetireKey(dir string, keyID uint32) (Identity, error) {
-	return changeKeys(dir, func(id *Identity, last anchorState) error {
+	return changeKeys(dir, retireKey(keyID))
+}
+
+func retireKey(keyID uint32) func(*Identity, anchorState) error {
+	return func(id *Identity, last anchorState) error {
 		at := slices.IndexFunc(id.Keys, func(k LogKey) bool { return k.key.ID() == keyID })
 		if at < 0 {
 			return fmt.Errorf("no key of this log has the ID %08x", keyID)
@@ -120,7 +133,7 @@ func RetireKey(dir string, keyID uint32) (Identity, error) {
 		}
 		k.State, k.UpTo = KeyRetired, last.size
 		return nil
-	})
+	}
 }
 
 // FinishRotation retires each active key that has a next one at the size that
@@ -130,32 +143,41 @@ func RetireKey(dir string, keyID uint32) (Identity, error) {
 // else the log could publish nothing after it.
 func FinishRotation(ctx context.Context, dir string, policy *c2sp.Policy) (Identity, error) {
 	return changeKeys(dir, func(id *Identity, last anchorState) error {
-		var rest []*c2sp.Key // that sign from now on
-		retired := map[c2sp.Alg]bool{}
-		for i := range id.Keys {
-			k := &id.Keys[i]
-			retired[k.key.Alg()] = retired[k.key.Alg()] || k.State == KeyNext
-		}
-		for i := range id.Keys {
-			switch k := &id.Keys[i]; {
-			case k.State == KeyActive && retired[k.key.Alg()]:
-				k.State, k.UpTo = KeyRetired, last.size
-			case k.State == KeyActive:
-				rest = append(rest, k.key)
-			case k.State == KeyNext:
-				k.State = KeyActive
-				rest = append(rest, k.key)
-			}
-		}
-		if !retired[c2sp.AlgEd25519] && !retired[c2sp.AlgMLDSA44] {
-			return errors.New("no rotation has begun: no key is the next one")
-		}
-		id.VKey = id.active(c2sp.AlgEd25519).VKey
-		if err := policyKnows(policy, rest); err != nil {
+		rest, err := id.finishRotation(last)
+		if err != nil {
 			return err
 		}
-		return overlapIsDone(ctx, dir, policy, rest)
+		raw, err := os.ReadFile(filepath.Join(dir, checkpointFile))
+		if err != nil {
+			return fmt.Errorf("public checkpoint: %w", withoutPath(err))
+		}
+		return overlapIsDone(ctx, raw, directory(filepath.Join(dir, engineDir)), policy, rest)
 	})
+}
+
+// finishRotation makes the next keys active, and returns all that sign from now on.
+func (id *Identity) finishRotation(last anchorState) (rest []*c2sp.Key, err error) {
+	retired := map[c2sp.Alg]bool{}
+	for i := range id.Keys {
+		k := &id.Keys[i]
+		retired[k.key.Alg()] = retired[k.key.Alg()] || k.State == KeyNext
+	}
+	for i := range id.Keys {
+		switch k := &id.Keys[i]; {
+		case k.State == KeyActive && retired[k.key.Alg()]:
+			k.State, k.UpTo = KeyRetired, last.size
+		case k.State == KeyActive:
+			rest = append(rest, k.key)
+		case k.State == KeyNext:
+			k.State = KeyActive
+			rest = append(rest, k.key)
+		}
+	}
+	if !retired[c2sp.AlgEd25519] && !retired[c2sp.AlgMLDSA44] {
+		return nil, errors.New("no rotation has begun: no key is the next one")
+	}
+	id.VKey = id.active(c2sp.AlgEd25519).VKey
+	return rest, nil
 }
 
 // policyKnows refuses a publish policy that names other keys only.
@@ -173,12 +195,11 @@ func policyKnows(p *c2sp.Policy, keys []*c2sp.Key) error {
 	return nil
 }
 
-// overlapIsDone refuses to go on with keys alone before readers and witnesses
-// can have seen them.
-func overlapIsDone(ctx context.Context, dir string, policy *c2sp.Policy, keys []*c2sp.Key) error {
-	raw, err := os.ReadFile(filepath.Join(dir, checkpointFile))
-	if err != nil {
-		return fmt.Errorf("public checkpoint: %w", withoutPath(err))
+// overlapIsDone refuses to go on with keys alone before the policy, readers and
+// witnesses can know them. raw is the public checkpoint.
+func overlapIsDone(ctx context.Context, raw []byte, src tileSource, policy *c2sp.Policy, keys []*c2sp.Key) error {
+	if err := policyKnows(policy, keys); err != nil {
+		return err
 	}
 	note, err := c2sp.ParseNote(raw)
 	if err != nil {
@@ -203,7 +224,7 @@ func overlapIsDone(ctx context.Context, dir string, policy *c2sp.Policy, keys []
 	have := map[string]bool{}
 	var problems []error
 	for _, w := range witnesses {
-		t := tree{ctx, directory(filepath.Join(dir, engineDir)), int64(cp.Size), newTileCache()}
+		t := tree{ctx, src, int64(cp.Size), newTileCache()}
 		_, err := w.cosign(ctx, alone, cp, t.consistency)
 		var claim *claimError
 		if errors.As(err, &claim) { // it looks at the signature before it looks at the size

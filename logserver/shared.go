@@ -74,6 +74,7 @@ type SharedConfig struct {
 	Name     string // of this frontend, for people; "" makes one of host and process
 
 	testBeforeSwap, testBeforeCommit, testBeforePublish func() // called in tests in front of each write of a term
+	testEnding                                          func() // called in tests when the last leaf is reserved
 	testSwept                                           func(n int)
 }
 
@@ -196,9 +197,16 @@ func (s *shared) identify(ctx context.Context, cfg Config) (*keyring, error) {
 	}
 	s.state, s.fresh = state, time.Now()
 	if cfg.Signer == nil {
-		return &keyring{origin: id.Origin, keys: id.Keys}, nil
+		return sharedKeyring(id, nil)
 	}
-	return newKeyring(id, append([]Signer{cfg.Signer}, cfg.Also...))
+	keys, err := sharedKeyring(id, append([]Signer{cfg.Signer}, cfg.Also...))
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys.idle() {
+		cfg.Logger.Warn("a key that is given signs nothing: it is not one of the log's yet, or it is retired", "key", name(k))
+	}
+	return keys, nil
 }
 
 // start begins to follow the database, to decide submissions and, with a key,
@@ -206,6 +214,7 @@ func (s *shared) identify(ctx context.Context, cfg Config) (*keyring, error) {
 func (s *shared) start(ctx context.Context, l *Log) {
 	s.log = l
 	s.seq = newSharedSequencer(s.pool, s.engine)
+	s.seq.origin = l.Origin()
 	s.seq.entryAt, s.seq.now, s.seq.logger, s.seq.gone, s.seq.seen = l.lookup.entryAt, l.cfg.Now, l.cfg.Logger, l.seqDone, s.state.integrated
 	l.seq, l.ended, l.trouble = s.seq, s.ended, s.trouble
 	l.lookup.readUpTo(func() (uint64, error) { return max(s.integrated(), s.seq.decided.Load()), nil })
@@ -226,7 +235,7 @@ func (s *shared) start(ctx context.Context, l *Log) {
 	s.following.Go(func() { s.follow(following) })
 	var deciding context.Context
 	deciding, l.stopSeq = context.WithCancel(ctx)
-	l.stopEnding = func() {} // a shared log is not ended here: see docs/running.md
+	l.stopEnding = func() {} // the publisher ends it: see sharedTerm.end
 	l.working.Go(func() {
 		defer close(l.seqDone)
 		s.seq.run(deciding)
@@ -306,10 +315,43 @@ func (s *shared) look(ctx context.Context) error {
 		s.log.latch(&guardError{err})
 	}
 	if err == nil && (state.identity != was.identity || state.engine != was.engine) {
-		err = errors.New("the shared database now belongs to another log, or its keys were changed: restart this frontend")
-		s.log.latch(&guardError{err})
+		if err = s.changed(was, state); err != nil && !errors.Is(err, ErrStorage) {
+			s.log.latch(&guardError{err})
+		}
 	}
 	return s.saw(ctx, state, err)
+}
+
+// changed takes over an identity whose keys were changed, or that says how the log
+// ends. Its errors but ErrStorage are a failed guard.
+func (s *shared) changed(was, state sharedState) error {
+	old, err := was.id()
+	if err != nil {
+		return err
+	}
+	id, err := state.id()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if state.engine != was.engine || id.Origin != old.Origin {
+		return errors.New("the shared database now belongs to another log: restart this frontend")
+	}
+	if !id.follows(old) {
+		return fmt.Errorf("%w: the shared database knows older keys of the log than it did, or has forgotten that the log ends: it was restored from a backup, or an outdated standby was promoted", ErrBehind)
+	}
+	if !s.log.keys.change(id) {
+		return nil
+	}
+	for _, k := range id.Keys {
+		s.log.cfg.Logger.Info("the keys of the log have changed", "key", name(k.key), "state", k.State)
+	}
+	if err := s.log.keys.cannotSign(); err != nil {
+		s.log.cfg.Logger.Error("this server cannot publish any more: restart it with all keys of the log", "err", err)
+	}
+	if err := s.log.SetPolicy(s.log.policy()); err != nil {
+		s.log.cfg.Logger.Error("the publish policy does not fit the keys of the log: nothing is acknowledged here until it does", "err", err)
+	}
+	return nil
 }
 
 // saw takes note of what the database says.
@@ -329,17 +371,13 @@ func (s *shared) saw(ctx context.Context, state sharedState, err error) error {
 		s.state, s.fresh = state, time.Now()
 	}
 	s.mu.Unlock()
-	switch {
-	case err != nil:
+	if err != nil {
 		s.log.setStatus(Status{Reason: databaseReason(err)})
-	case state.latched != "":
-		s.log.setStatus(Status{Reason: fmt.Errorf("%w: %s", errLatched, state.latched)})
-	case !state.open:
-		s.log.setStatus(Status{Reason: errNotOpen})
-	default:
-		s.log.setStatus(Status{Writable: true})
+		return err
 	}
-	return err
+	why := state.whyNot(s.log.Origin())
+	s.log.setStatus(Status{Writable: why == nil, Reason: why})
+	return nil
 }
 
 // databaseReason is what callers are told of trouble with the database.

@@ -198,6 +198,42 @@ type sharedState struct {
 	checkpoint       []byte // only if it changed; see readState
 	open             bool
 	latched, trouble string
+	ended            bool   // integrated is the size of the last tree
+	closed           closed // for good
+	awaits           string // origin of the log that it takes over from, while its first entry is missing
+}
+
+// whyNot is why no submission may be decided now; nil if one may.
+func (s sharedState) whyNot(origin string) error {
+	switch {
+	case s.latched != "":
+		return fmt.Errorf("%w: %s", errLatched, s.latched)
+	case s.closed != "":
+		return s.closed.refusal(origin)
+	case !s.open:
+		return errNotOpen
+	case s.awaits != "":
+		return fmt.Errorf("%w, that it takes over from %s: run portbook-log successor", errAwaits, s.awaits)
+	}
+	return nil
+}
+
+// closedTo and awaited are SQL expressions of the log row: what the log ends
+// with, or is to end with, and sharedState.awaits.
+const (
+	closedTo = "CASE WHEN ended <> '' THEN ended ELSE coalesce((identity::jsonb->'freeze')::text, '') END"
+	awaited  = "CASE WHEN integrated = 0 THEN coalesce(identity::jsonb->>'successor_of', '') ELSE '' END"
+)
+
+// closed is a FreezeMark or the leaf made of it, in JSON; "" while the log goes on.
+type closed string
+
+func (c closed) refusal(origin string) error {
+	var next struct{ Origin, URL string }
+	if err := json.Unmarshal([]byte(c), &next); err != nil {
+		return fmt.Errorf("%w: the database's word on how the log ends cannot be read: %w", ErrStorage, err)
+	}
+	return &FrozenError{origin, next.Origin, next.URL}
 }
 
 // bootOf is an SQL expression: when this database server started.
@@ -214,8 +250,8 @@ func readState(ctx context.Context, db interface {
 		have = []byte{} // NULL would make the comparison unknown
 	}
 	err := db.QueryRow(ctx, `SELECT identity, engine, integrated, published, CASE WHEN checkpoint = $1 THEN '' ELSE checkpoint END,
-		opened = `+bootOf+`, latched, trouble, `+unsafeSetting+` FROM log`, have).
-		Scan(&s.identity, &s.engine, &s.integrated, &s.published, &s.checkpoint, &s.open, &s.latched, &s.trouble, &unsafe)
+		opened = `+bootOf+`, latched, trouble, ended <> '', `+closedTo+`, `+awaited+`, `+unsafeSetting+` FROM log`, have).
+		Scan(&s.identity, &s.engine, &s.integrated, &s.published, &s.checkpoint, &s.open, &s.latched, &s.trouble, &s.ended, &s.closed, &s.awaits, &unsafe)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("%w: the database has no log: make one with portbook-log init --storage trillian, or restore it", ErrNoLog)
 	}

@@ -81,11 +81,13 @@ func RebuildShared(ctx context.Context, dsn string, engine SharedEngine, logger 
 		if err != nil {
 			return err
 		}
-		if have, err := state.id(); err != nil || have.Origin != id.Origin || have.VKey != id.VKey || state.engine != engine.Name() {
+		have, err := state.id()
+		if err != nil || have.Origin != id.Origin || have.VKey != id.VKey || state.engine != engine.Name() {
 			return fmt.Errorf("the database belongs to another log, or to %s: %w", state.engine, errors.Join(err, errors.New("give its own keys and tree")))
 		}
+		keys.change(have) // which has the retired ones too
 		for _, q := range []string{
-			"UPDATE log SET integrated = 0, opened = '', latched = '', trouble = ''",
+			"UPDATE log SET integrated = 0, ended = '', opened = '', latched = '', trouble = ''",
 			// The database may not know of the last elections, whose fence the tiles
 			// know; elections are fewer than milliseconds.
 			"UPDATE anchor SET fence = greatest(fence, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)",

@@ -56,6 +56,7 @@ type sharedSequencer struct {
 	entryAt func(index int64) (*entry.Entry, error)
 	now     func() time.Time
 	logger  *slog.Logger
+	origin  string
 	in      chan []*submission
 	gone    <-chan struct{} // closed when run has returned, or never runs
 	owner   [16]byte        // of rows in waiting
@@ -306,6 +307,11 @@ func (q *sharedSequencer) decidePart(ctx context.Context, subs []*submission, qu
 			break
 		}
 	}
+	var frozen *FrozenError
+	if errors.As(err, &frozen) {
+		refuse(subs, frozen)
+		return nil
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			q.logger.Error("the shared database cannot decide on submissions", "err", err)
@@ -346,13 +352,16 @@ func isContended(err error) bool {
 
 // publicTrouble leaves away what a caller must not see.
 func publicTrouble(err error) error {
-	if errors.Is(err, errUnsafe) || errors.Is(err, errNotOpen) || errors.Is(err, errLatched) {
+	if errors.Is(err, errUnsafe) || errors.Is(err, errNotOpen) || errors.Is(err, errLatched) || errors.Is(err, errAwaits) {
 		return fmt.Errorf("%w: %w", ErrReadOnly, err)
 	}
 	return fmt.Errorf("%w: the uniqueness database cannot be written", ErrStorage)
 }
 
-var errNotOpen = errors.New("no publisher has made sure of the log yet since its database started")
+var (
+	errNotOpen = errors.New("no publisher has made sure of the log yet since its database started")
+	errAwaits  = errors.New("it waits for its first entry")
+)
 
 // sharedDecision is one transaction.
 type sharedDecision struct {
@@ -453,19 +462,16 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		}
 	}
 
-	var state struct {
-		tail            int64
-		open            bool
-		latched, unsafe string
-	}
+	var state sharedState
+	var unsafe string
 	reserved := map[submissionID]bool{}
 	blocked := map[[32]byte]bool{}
 	inFlight := map[[32]byte]announced{}
 	rows := mapRows{slots: map[[32]byte]*slotRow{}, policies: map[[2]string]string{}}
 	b := &pgx.Batch{}
 	b.Queue(lock, lockClass, lockDecision)
-	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
-		return r.Scan(&state.tail, &state.open, &state.latched, &state.unsafe)
+	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + closedTo + ", " + awaited + ", " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
+		return r.Scan(&state.integrated, &state.open, &state.latched, &state.closed, &state.awaits, &unsafe)
 	})
 	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy, by, mark)
 		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::bytea[])
@@ -512,13 +518,8 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return err
 	}
-	switch {
-	case state.unsafe != "":
-		return refuseUnsafe(state.unsafe)
-	case state.latched != "":
-		return fmt.Errorf("%w: %s", errLatched, state.latched)
-	case !state.open:
-		return errNotOpen
+	if err := errors.Join(refuseUnsafe(unsafe), state.whyNot(q.origin)); err != nil {
+		return err
 	}
 
 	decided := max(q.decided.Load(), uint64(state.tail))
@@ -549,7 +550,7 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 			err = errNoCredit
 		}
 		if err == nil {
-			index, isNew, err = verdict(rows, state.tail, q.entryAt, s.entry, s.key, s.digest)
+			index, isNew, err = verdict(rows, state.integrated, q.entryAt, s.entry, s.key, s.digest)
 		}
 		if isNew {
 			d.fresh = append(d.fresh, f)

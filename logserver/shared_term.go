@@ -61,7 +61,11 @@ func (s *shared) stand(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			s.log.cfg.Logger.Warn("not publishing", "err", err)
 		}
-		if !sleep(ctx, standPause) {
+		pause := standPause
+		if errors.Is(err, ErrSigner) {
+			pause *= 8 // whoever has all keys tries more often
+		}
+		if !sleep(ctx, pause) {
 			return
 		}
 	}
@@ -92,9 +96,19 @@ func (s *shared) campaign(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+	// Who has not all keys gives way before it deposes anybody.
+	if err := s.knowKeys(ctx); err != nil {
+		s.lackKeys(ctx, err)
+		return err
+	}
 	anchor, err := openAnchorRow(ctx, s.pool, s.log.keys.origin, s.name)
 	if err != nil {
 		s.latchIfGuard(0, err)
+		return err
+	}
+	// They were changed in between, or they are those of the whole term: a change
+	// raises the fence.
+	if err := s.knowKeys(ctx); err != nil {
 		return err
 	}
 	s.terms.Add(1)
@@ -125,6 +139,31 @@ func (s *shared) campaign(ctx context.Context) error {
 	return err
 }
 
+// knowKeys reads the keys of the log, and says which one this server lacks.
+func (s *shared) knowKeys(ctx context.Context) error {
+	state, err := readState(ctx, s.pool, nil)
+	if err != nil {
+		return err
+	}
+	id, err := state.id()
+	if err != nil {
+		return err
+	}
+	s.log.keys.change(id)
+	return s.log.keys.cannotSign()
+}
+
+// lackKeys tells all frontends that nothing is published for want of a key, if
+// that is why, and lets others stand. Nobody else is elected meanwhile.
+func (s *shared) lackKeys(ctx context.Context, why error) {
+	if !errors.Is(why, ErrSigner) {
+		return
+	}
+	if _, err := s.pool.Exec(ctx, "UPDATE log SET trouble = $1 WHERE trouble <> $1", why.Error()); err != nil && ctx.Err() == nil {
+		s.log.cfg.Logger.Warn("cannot tell the frontends why nothing is published", "err", err)
+	}
+}
+
 // sharedTerm is the time of one publisher between election and deposition.
 type sharedTerm struct {
 	*shared
@@ -132,6 +171,7 @@ type sharedTerm struct {
 	fence      uint64
 	integrated int64         // as committed; owned by the goroutine that integrates
 	unsure     bool          // a commit failed and may have happened all the same
+	ended      bool          // integrated is the size of the last tree; owned like it
 	tiles      atomic.Uint64 // size of the tree that can be read, and whose rows are committed: what may be signed
 	adopt      bool          // entries that nobody reserved are taken over: rebuilding
 }
@@ -154,6 +194,11 @@ func (t *sharedTerm) run(ctx context.Context) error {
 	if err := t.insist(work, func() (err error) { published, err = t.recall(work); return err }); err != nil {
 		return err
 	}
+	if l.pub.done() { // nothing is signed any more, and nobody asked for anything
+		l.cfg.Logger.Info("this log has ended; nothing more is signed", "origin", l.Origin(), "size", t.integrated)
+		t.housekeep(work)
+		return context.Cause(work)
+	}
 	var working sync.WaitGroup
 	defer working.Wait()
 	defer stop(nil)
@@ -164,6 +209,9 @@ func (t *sharedTerm) run(ctx context.Context) error {
 				t.latchIfGuard(t.fence, err)
 				stop(err)
 				return
+			}
+			if t.ended {
+				l.pub.last.Store(uint64(t.integrated)) // before it can be signed
 			}
 			t.tiles.Store(max(size, t.tiles.Load())) // what is integrated anew can be read all the while
 			l.pub.grown()
@@ -189,7 +237,12 @@ func (t *sharedTerm) run(ctx context.Context) error {
 	l.cfg.Logger.Info("publishing", "origin", l.Origin(), "size", t.tiles.Load(), "fence", t.fence)
 	working.Go(func() { t.housekeep(work) })
 	working.Go(func() { t.collect(work) })
-	l.pub.run(work) // ends with work, or latched
+	working.Go(func() { t.end(work) })
+	l.pub.run(work) // ends with work, latched, or when the last checkpoint is published
+	if l.pub.done() {
+		l.cfg.Logger.Info("the log ends here; its last checkpoint is published", "size", l.Published().Size)
+		<-work.Done() // the checkpoint beside the tiles stays the last
+	}
 	return context.Cause(work)
 }
 
@@ -207,7 +260,7 @@ func (t *sharedTerm) insist(ctx context.Context, do func() error) error {
 			return err
 		}
 		var guard *guardError
-		if errors.As(err, &guard) || !errors.Is(err, ErrStorage) {
+		if errors.As(err, &guard) || !errors.Is(err, ErrStorage) && !errors.Is(err, ErrSigner) {
 			err = &guardError{err}
 			t.latchIfGuard(t.fence, err)
 			return err
@@ -288,7 +341,7 @@ func (t *sharedTerm) recall(ctx context.Context) (published []remembered, err er
 	if err != nil {
 		return nil, err
 	}
-	t.integrated, t.unsure = state.integrated, false
+	t.integrated, t.ended, t.unsure = state.integrated, state.ended, false
 	known := t.anchor.known()
 	if uint64(t.integrated) < known.size {
 		return nil, &guardError{fmt.Errorf("%w: the database knows %d entries, the log has signed %d", ErrBehind, t.integrated, known.size)}
@@ -310,6 +363,12 @@ func (t *sharedTerm) recall(ctx context.Context) (published []remembered, err er
 			return nil, &guardError{fmt.Errorf("%w: %s shows a published checkpoint of %d entries, the anchor knows of %d: the database was restored from a backup, or an outdated standby was promoted; bring the newer one back", errBadAnchor, p.where, size, known.size)}
 		}
 		published = append(published, p)
+	}
+	if t.ended {
+		l.pub.last.Store(uint64(t.integrated))
+		if len(state.checkpoint) > 0 {
+			return published, l.takePublished(state.checkpoint)
+		}
 	}
 	return published, nil
 }
@@ -380,7 +439,7 @@ func (t *sharedTerm) tryRecord(ctx context.Context, first uint64, ids [][32]byte
 		if err != nil {
 			return err
 		}
-		t.integrated, t.unsure = state.integrated, false
+		t.integrated, t.ended, t.unsure = state.integrated, state.ended, false
 	}
 	if first > uint64(t.integrated) {
 		return t.databaseWentBack(first)
@@ -429,6 +488,14 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 		}
 	}
 	to := from + int64(len(leaves))
+	ended := ""
+	for i, e := range entries {
+		if e.Kind == entry.KindSuccessor && i < len(entries)-1 {
+			return &guardError{fmt.Errorf("entry %d of %d ends it: %w", from+int64(i), to, errAfterEnd)}
+		} else if e.Kind == entry.KindSuccessor {
+			ended = string(leaves[i])
+		}
+	}
 	err := fenced(ctx, t.pool, t.fence, func(tx pgx.Tx) error {
 		rows := mapRows{map[[32]byte]*slotRow{}, map[[2]string]string{}, map[[32]byte]bool{}, map[[2]string]bool{}}
 		known := map[submissionID]bool{}
@@ -480,11 +547,16 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 		if err := (&sharedAttribution{db: tx}).record(ctx, runs); err != nil {
 			return err
 		}
-		tag, err := tx.Exec(ctx, "UPDATE log SET integrated = $1 WHERE integrated = $2", to, from)
+		tag, err := tx.Exec(ctx, "UPDATE log SET integrated = $1, ended = $3 WHERE integrated = $2 AND ended = ''", to, from, ended)
 		if err != nil {
 			return err
 		}
 		if tag.RowsAffected() != 1 {
+			if state, err := readState(ctx, tx, nil); err != nil {
+				return err
+			} else if state.ended && state.integrated == from {
+				return &guardError{fmt.Errorf("entry %d: %w", from, errAfterEnd)}
+			}
 			return &guardError{fmt.Errorf("%w: the database no longer says that %d entries are integrated", ErrBehind, from)}
 		}
 		_, err = tx.Exec(ctx, "NOTIFY "+sharedChannel)
@@ -496,6 +568,9 @@ func (t *sharedTerm) commit(ctx context.Context, from int64, submissions [][32]b
 	}
 	if guard != nil {
 		return err
+	}
+	if err == nil {
+		t.ended = ended != ""
 	}
 	return t.noteDeposed(err)
 }
@@ -552,7 +627,11 @@ func (t *sharedTerm) housekeep(ctx context.Context) {
 			t.say(ctx, databaseReasonOf(t.log.pub.trouble()))
 		}
 		if time.Since(lastSweep) > sweepPause {
-			if err := t.sweep(ctx); err != nil && ctx.Err() == nil {
+			age := sweepAge
+			if t.awaited() { // its first entry is reserved by who cannot queue
+				age = 0
+			}
+			if err := t.sweep(ctx, age); err != nil && ctx.Err() == nil {
 				t.log.cfg.Logger.Warn("reserved entries cannot be queued again; trying again", "err", err)
 			}
 			lastSweep = time.Now()
@@ -564,6 +643,14 @@ func (t *sharedTerm) housekeep(ctx context.Context) {
 			lastClean = time.Now()
 		}
 	}
+}
+
+// awaited reports whether the log has no first entry yet, which makes it the
+// successor of another.
+func (s *shared) awaited() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state.awaits != ""
 }
 
 // mirror writes the newest checkpoint beside the tiles, for readers that go
@@ -595,11 +682,11 @@ func (t *sharedTerm) mirror(ctx context.Context) error {
 	return withoutPath(t.engine.WriteCheckpoint(ctx, was, newest))
 }
 
-// sweep queues again what was reserved a while ago and has not arrived: its
+// sweep queues again what was reserved that long ago and has not arrived: its
 // frontend died, or the engine lost it.
-func (t *sharedTerm) sweep(ctx context.Context) error {
+func (t *sharedTerm) sweep(ctx context.Context, age time.Duration) error {
 	rows, err := t.pool.Query(ctx, `SELECT id, leaf FROM submissions WHERE idx IS NULL AND at < clock_timestamp() - $1 * interval '1 second' ORDER BY at LIMIT $2`,
-		sweepAge.Seconds(), sweepMost)
+		age.Seconds(), sweepMost)
 	if err != nil {
 		return databaseTrouble(err)
 	}

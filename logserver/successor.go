@@ -31,11 +31,8 @@ func Begin(ctx context.Context, dir string, old c2sp.Checkpoint, now time.Time) 
 	if err != nil {
 		return err
 	}
-	switch {
-	case id.Origin == old.Origin:
-		return fmt.Errorf("%s is this log: it cannot take over from itself", old.Origin)
-	case id.SuccessorOf != "" && id.SuccessorOf != old.Origin:
-		return fmt.Errorf("this log was made to take over from %s, not from %s", id.SuccessorOf, old.Origin)
+	if err := id.mayTakeOver(old); err != nil {
+		return err
 	}
 	engine, err := openPOSIX(ctx, filepath.Join(dir, engineDir))
 	if err != nil {
@@ -51,8 +48,7 @@ func Begin(ctx context.Context, dir string, old c2sp.Checkpoint, now time.Time) 
 	}
 	var leafID [16]byte
 	rand.Read(leafID[:])
-	leaf, err := (&entry.Entry{Kind: entry.KindPredecessor, Claim: entry.ClaimLog, ID: hex.EncodeToString(leafID[:]), Time: now.UTC().Format(entry.TimeFormat),
-		Origin: old.Origin, Size: entry.Uint(old.Size), Root: hex.EncodeToString(old.Root[:])}).Marshal()
+	leaf, err := predecessorLeaf(old, hex.EncodeToString(leafID[:]), now).Marshal()
 	if err != nil {
 		return err
 	}
@@ -64,6 +60,23 @@ func Begin(ctx context.Context, dir string, old c2sp.Checkpoint, now time.Time) 
 		return fmt.Errorf("the predecessor leaf got index %d instead of 0: somebody else writes to this log; use it no more", index.Index)
 	}
 	return nil
+}
+
+// mayTakeOver refuses to take over from a log that this one was not made for.
+func (id Identity) mayTakeOver(old c2sp.Checkpoint) error {
+	switch {
+	case id.Origin == old.Origin:
+		return fmt.Errorf("%s is this log: it cannot take over from itself", old.Origin)
+	case id.SuccessorOf != "" && id.SuccessorOf != old.Origin:
+		return fmt.Errorf("this log was made to take over from %s, not from %s", id.SuccessorOf, old.Origin)
+	}
+	return nil
+}
+
+// predecessorLeaf is the entry that a log begins with that takes over from old.
+func predecessorLeaf(old c2sp.Checkpoint, id string, now time.Time) *entry.Entry {
+	return &entry.Entry{Kind: entry.KindPredecessor, Claim: entry.ClaimLog, ID: id, Time: now.UTC().Format(entry.TimeFormat),
+		Origin: old.Origin, Size: entry.Uint(old.Size), Root: hex.EncodeToString(old.Root[:])}
 }
 
 // begun is nil if the tree begins with the predecessor leaf for old.

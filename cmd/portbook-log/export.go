@@ -50,7 +50,7 @@ log is served.`,
 			cfg.VKeys = append(cfg.VKeys, k)
 		}
 		if strings.Contains(*dir, "://") {
-			b, err := readBucket("dir", *dir)
+			b, err := openBucket("dir", *dir)
 			if err != nil {
 				return err
 			}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/client"
+	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/logserver"
 	"github.com/spf13/cobra"
@@ -22,7 +23,7 @@ import (
 
 func freezeCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "freeze --dir OLD --successor-origin ORIGIN --successor-vkey VKEY --successor-url URL",
+		Use:   "freeze {--dir OLD | --postgres DATABASE} --successor-origin ORIGIN --successor-vkey VKEY --successor-url URL",
 		Short: "End a log for good: another one takes over",
 		Long: `freeze ends a log. It cannot be undone.
 
@@ -33,6 +34,10 @@ as the last entry, publishes the checkpoint that ends with it, and signs nothing
 after that. Killed on the way, it goes on at its next start. An ended log is
 served for reading as long as you like.
 
+Of a shared log all servers refuse submissions as soon as it is decided, and
+whichever of them publishes then, or next, does the rest. All of them must be of
+a version that has this command.
+
 Make the successor first (portbook-log init --successor-of), bring it to your
 witnesses, then freeze, then portbook-log successor. See docs/rotation.md.
 
@@ -40,7 +45,7 @@ Exit codes: 0 the log has ended and its last checkpoint is published, 1 refused,
 2 usage, 3 it will end, but the last checkpoint is not published yet.`,
 		Args: cobra.NoArgs,
 	}
-	dir := dirFlag(cmd)
+	place := placeIn(cmd)
 	var next logserver.Successor
 	f := cmd.Flags()
 	f.StringVar(&next.Origin, "successor-origin", "", "`ORIGIN` of the log that takes over")
@@ -50,13 +55,25 @@ Exit codes: 0 the log has ended and its last checkpoint is published, 1 refused,
 	cli.Require(cmd, "successor-origin", "successor-vkey", "successor-url")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := logserver.Freeze(*dir, next, time.Now()); err != nil {
+		shared, err := place.shared()
+		switch {
+		case err != nil:
+			return err
+		case shared:
+			err = logserver.FreezeShared(cmd.Context(), *place.database, next, time.Now())
+		default:
+			err = logserver.Freeze(*place.dir, next, time.Now())
+		}
+		if err != nil && !errors.Is(err, logserver.ErrStorage) {
 			return cli.Exit(cli.Refused, err)
+		} else if err != nil {
+			return err
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), *wait)
 		defer cancel()
+		alone := time.Now() // since when nobody is seen who could end it
 		for {
-			p, leaf, err := logserver.Ended(*dir)
+			p, leaf, served, err := place.ended(cmd.Context())
 			if err == nil && leaf != nil {
 				if leaf.Origin != next.Origin {
 					return cli.Exit(cli.Refused, fmt.Errorf("the log had ended before, and goes on as %s at %s", leaf.Origin, leaf.URL))
@@ -65,9 +82,13 @@ Exit codes: 0 the log has ended and its last checkpoint is published, 1 refused,
 					p.Size, p.Root, next.Origin)
 				return nil
 			}
-			served, serr := logserver.Served(*dir)
-			if serr == nil && !served {
-				return fmt.Errorf("it is decided that the log ends, and no server runs that could do it: start portbook-log serve on %s once; it ends the log before it takes anything", *dir)
+			switch {
+			case err != nil || served:
+				alone = time.Now()
+			case !shared:
+				return fmt.Errorf("it is decided that the log ends, and no server runs that could do it: start portbook-log serve on %s once; it ends the log before it takes anything", *place.dir)
+			case time.Since(alone) > electionLimit:
+				return errors.New("it is decided that the log ends, and no server with its keys runs that could do it: start one; submissions are refused meanwhile")
 			}
 			select {
 			case <-ctx.Done():
@@ -77,6 +98,39 @@ Exit codes: 0 the log has ended and its last checkpoint is published, 1 refused,
 		}
 	}
 	return cmd
+}
+
+// electionLimit is how long a shared log may be without a publisher before that
+// is said: longer than any election.
+const electionLimit = 10 * time.Second
+
+// ended is the last checkpoint of the log, and the leaf it ends with, nil as long
+// as it is not published. served says whether a server runs that could publish it.
+func (p placeFlags) ended(ctx context.Context) (last logserver.Published, next *entry.Entry, served bool, err error) {
+	if *p.database != "" {
+		return logserver.SharedEnded(ctx, *p.database)
+	}
+	last, next, err = logserver.Ended(*p.dir)
+	if err == nil && next == nil {
+		served, err = logserver.Served(*p.dir)
+	}
+	return last, next, served, err
+}
+
+// serve is the command that serves the log.
+func (p placeFlags) serve() string {
+	if *p.database != "" {
+		return "portbook-log serve --storage trillian --policy FILE ..."
+	}
+	return "portbook-log serve --dir " + *p.dir + " --policy FILE"
+}
+
+// begin writes the first entry of a log that takes over from another.
+func (p placeFlags) begin(ctx context.Context, old c2sp.Checkpoint) error {
+	if *p.database != "" {
+		return logserver.BeginShared(ctx, *p.database, old, time.Now())
+	}
+	return logserver.Begin(ctx, *p.dir, old, time.Now())
 }
 
 // predecessor is what is said of the log that a new one takes over from.
@@ -108,26 +162,26 @@ func (p *predecessor) open() (*c2sp.Policy, error) {
 
 func successorCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "successor --dir NEW --predecessor-url URL --predecessor-policy FILE",
+		Use:   "successor {--dir NEW | --postgres DATABASE} --predecessor-url URL --predecessor-policy FILE",
 		Short: "Let a new log take over from one that has ended",
 		Long: `successor writes the first entry of a new log: that it takes over from one that
 has ended, at its last size and root. The log is one that portbook-log init has
 just made (with --successor-of, so that nothing else can come first), and it is
-not being served yet.
+not being served yet. A shared log may be served: its publisher logs the entry.
 
 Before it writes, it reads the old log: its last checkpoint must stand under the
 policy, with its quorum, and end with the entry that names this log and its key.`,
 		Args: cobra.NoArgs,
 	}
-	dir := dirFlag(cmd)
+	place := placeIn(cmd)
 	var old predecessor
 	old.flags(cmd)
 	cli.Require(cmd, "predecessor-url")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		id, err := logserver.ReadIdentity(*dir)
+		id, err := place.identity(cmd.Context())
 		if err != nil {
-			return cli.Exit(cli.Refused, err)
+			return err
 		}
 		policy, err := old.open()
 		if err != nil {
@@ -143,12 +197,12 @@ policy, with its quorum, and end with the entry that names this log and its key.
 			return err
 		}
 		if err == nil {
-			err = logserver.Begin(cmd.Context(), *dir, c, time.Now())
+			err = place.begin(cmd.Context(), c)
 		}
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s takes over from %s at %d entries, root %x: its first entry says so.\n\nNext:\n  portbook-log serve --dir %s --policy FILE\n", id.Origin, c.Origin, c.Size, c.Root, *dir)
+		fmt.Fprintf(cmd.OutOrStdout(), "%s takes over from %s at %d entries, root %x: its first entry says so.\n\nNext:\n  %s\n", id.Origin, c.Origin, c.Size, c.Root, place.serve())
 		return nil
 	}
 	return cmd
@@ -181,7 +235,7 @@ func endedFor(ctx context.Context, policy *c2sp.Policy, r *client.Reader, id log
 
 func recoverCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "recover-identity --dir NEW --predecessor-policy FILE",
+		Use:   "recover-identity {--dir NEW | --postgres DATABASE} --predecessor-policy FILE",
 		Short: "Let a new log go on where the key of an old one was lost or stolen",
 		Long: `recover-identity writes the first entry of a new log for an old one whose key is
 lost or stolen, and which can therefore name no successor itself. The entry names
@@ -197,7 +251,7 @@ Nobody follows such a log by themselves, and nobody should: it prints the lines
 that the owner of each policy puts into it, after having asked you.`,
 		Args: cobra.NoArgs,
 	}
-	dir := dirFlag(cmd)
+	place := placeIn(cmd)
 	var old predecessor
 	old.flags(cmd)
 	f := cmd.Flags()
@@ -206,9 +260,9 @@ that the owner of each policy puts into it, after having asked you.`,
 	url := f.String("url", "", "`URL` where the new log is read, for the lines that are printed")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		id, err := logserver.ReadIdentity(*dir)
+		id, err := place.identity(cmd.Context())
 		if err != nil {
-			return cli.Exit(cli.Refused, err)
+			return err
 		}
 		policy, err := old.open()
 		if err != nil {
@@ -245,13 +299,13 @@ that the owner of each policy puts into it, after having asked you.`,
 		c, err := logserver.LastCosigned(policy, old.origin, notes, *atMost)
 		var fork *logserver.ForkError
 		if errors.As(err, &fork) {
-			path, werr := client.WriteEvidence(filepath.Join(*dir, "evidence"), &client.Evidence{First: fork.First, Second: fork.Second})
+			path, werr := client.WriteEvidence(filepath.Join(*place.dir, "evidence"), &client.Evidence{First: fork.First, Second: fork.Second})
 			return cli.Exit(cli.Refused, errors.Join(fmt.Errorf("%w (evidence: %s)", err, path), werr))
 		}
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
-		if err := logserver.Begin(cmd.Context(), *dir, c.Checkpoint, time.Now()); err != nil {
+		if err := place.begin(cmd.Context(), c.Checkpoint); err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
 		out := cmd.OutOrStdout()
@@ -287,8 +341,8 @@ became of the old one. Tell monitors to begin with the new log (portbook-monitor
 init, into the database they have, with that policy).
 
 Next:
-  portbook-log serve --dir %s --policy FILE
-`, *dir)
+  %s
+`, place.serve())
 		return nil
 	}
 	return cmd

@@ -74,8 +74,8 @@ one; the anchor is in the database, and --anchor is not given.
 		if isShared && *private {
 			return cli.Usagef("--private: give it to each server of a shared log (serve --private)")
 		}
-		if isShared && *successorOf != "" {
-			return cli.Usagef("--successor-of: a shared log cannot take over from another one; make a log in a directory, and migrate it when it has its first entry")
+		if *shared.adopt && *successorOf != "" {
+			return cli.Usagef("--successor-of: --adopt makes the database of a log that has begun")
 		}
 		var key *c2sp.Key
 		if *shared.adopt && (!isShared || len(*refs) == 0) {
@@ -123,6 +123,11 @@ one; the anchor is in the database, and --anchor is not given.
 				}
 			} else if err := logserver.Init(cmd.Context(), *dir, *anchor, key, also...); err != nil {
 				return cli.Exit(cli.Refused, err)
+			}
+		}
+		if isShared && *successorOf != "" {
+			if err := logserver.AwaitSharedPredecessor(cmd.Context(), *shared.postgres, *successorOf); err != nil {
+				return err
 			}
 		}
 		if isShared {

@@ -5,7 +5,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -139,7 +141,7 @@ ORIGIN is the log's name. It is in every signature and can never change.`,
 
 func keyShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "show --dir DIRECTORY | --key KEY",
+		Use:   "show --dir DIRECTORY | --postgres DATABASE | --key KEY",
 		Short: "Print a log's verifier keys and the policy lines for readers; or whose key a file or token holds",
 		Long: `show prints what others need to know of the keys of the log in DIRECTORY: the
 verifier keys, their fingerprints, what each is good for, and the lines for
@@ -149,22 +151,23 @@ secret.
 ` + keyHelp,
 		Args: cobra.NoArgs,
 	}
+	place := placeIn(cmd)
 	f := cmd.Flags()
-	dir := f.String("dir", "", "`DIRECTORY` of the log")
 	ref := f.String("key", "", "`KEY` to open")
-	origin := f.String("origin", "", "`ORIGIN` of the log, for a key in a token; default: that of the log in --dir")
+	origin := f.String("origin", "", "`ORIGIN` of the log, for a key in a token; default: that of the log in --dir or --postgres")
 	at := f.String("url", "", "`URL` under which the log is read, for the policy lines: https://log.example.org/pypi")
 	asJSON := f.Bool("json", false, "print one JSON object instead of text")
 	s := secretFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if *dir == "" && *ref == "" {
-			return cli.Usagef("--dir or --key is required")
+		ofLog := *place.dir != "" || *place.database != ""
+		if !ofLog && *ref == "" {
+			return cli.Usagef("--dir, --postgres or --key is required")
 		}
 		var id logserver.Identity
-		if *dir != "" {
+		if ofLog {
 			var err error
-			if id, err = logserver.ReadIdentity(*dir); err != nil {
-				return cli.Exit(cli.Refused, err)
+			if id, err = place.identity(cmd.Context()); err != nil {
+				return err
 			}
 			if *origin == "" {
 				*origin = id.Origin
@@ -179,13 +182,13 @@ secret.
 			defer key.close()
 			shown := show(key.Key())
 			shown.Kind = string(key.kind)
-			state := fmt.Sprintf("not a key of the log in %s", *dir)
+			state := fmt.Sprintf("not a key of %s", id.Origin)
 			for _, k := range id.Keys {
 				if k.VKey == shown.VKey {
 					state, shown.UpTo = string(k.State), k.UpTo
 				}
 			}
-			if *dir != "" {
+			if ofLog {
 				shown.State = state
 			}
 			if *asJSON {
@@ -276,26 +279,20 @@ alone: see portbook-log key encrypt --help.
 }
 
 // newKeyFlags are those of a command that gives a log another key.
-func newKeyFlags(cmd *cobra.Command) (dir, ref *string, s *secrets) {
-	dir = dirFlag(cmd)
+func newKeyFlags(cmd *cobra.Command) (place placeFlags, ref *string, s *secrets) {
+	place = placeIn(cmd)
 	ref = cmd.Flags().String("new-key", "", "the new `KEY`: it is opened, to see that it can be")
 	s = secretFlags(cmd)
 	cli.Require(cmd, "new-key")
-	return dir, ref, s
+	return place, ref, s
 }
 
-// giveKey opens a key, gives it to the log, and says what to do next.
-func giveKey(cmd *cobra.Command, dir, ref string, s *secrets, give func(string, *c2sp.Key) (logserver.Identity, error), next string) error {
-	id, err := logserver.ReadIdentity(dir)
-	if err != nil {
-		return cli.Exit(cli.Refused, err)
-	}
-	key, err := s.open(cmd.Context(), ref, id.Origin)
-	if err != nil {
+// changed is what a command says that changed the keys of a log.
+func (p placeFlags) changed(cmd *cobra.Command, id logserver.Identity, err error, next string) error {
+	if errors.Is(err, logserver.ErrStorage) {
 		return err
 	}
-	defer key.close()
-	if id, err = give(dir, key.Key()); err != nil {
+	if err != nil {
 		return cli.Exit(cli.Refused, err)
 	}
 	out := cmd.OutOrStdout()
@@ -306,20 +303,50 @@ func giveKey(cmd *cobra.Command, dir, ref string, s *secrets, give func(string, 
 	return err
 }
 
+// giveKey opens a key, gives it to the log, and says what to do next.
+func giveKey(cmd *cobra.Command, place placeFlags, ref string, s *secrets, inDir func(string, *c2sp.Key) (logserver.Identity, error),
+	inDatabase func(context.Context, string, *c2sp.Key) (logserver.Identity, error), next string) error {
+	id, err := place.identity(cmd.Context())
+	if err != nil {
+		return err
+	}
+	key, err := s.open(cmd.Context(), ref, id.Origin)
+	if err != nil {
+		return err
+	}
+	defer key.close()
+	if *place.database != "" {
+		id, err = inDatabase(cmd.Context(), *place.database, key.Key())
+		next = sharedNext
+	} else {
+		id, err = inDir(*place.dir, key.Key())
+	}
+	return place.changed(cmd, id, err, next)
+}
+
+const sharedNext = `
+It signs from now on. Servers that have it publish, others do not, and say so.
+`
+
+// sharedKeys is what the commands say of a shared log.
+const sharedKeys = `
+The servers of a shared log (--postgres) go on meanwhile. Give the new key to each
+that may publish, with --key, before: one that lacks a key does not publish.
+`
+
 func keyAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "add --dir DIRECTORY --new-key KEY",
+		Use:   "add {--dir DIRECTORY | --postgres DATABASE} --new-key KEY",
 		Short: "Have an ML-DSA-44 key sign beside the Ed25519 key",
 		Long: `add gives the log a key of a type that it does not have: ML-DSA-44, beside
 Ed25519. Both sign every checkpoint from the next start of the server on, and a
 reader needs to know one of them. The server must be stopped meanwhile.
-
-` + keyHelp,
+` + sharedKeys + "\n" + keyHelp,
 		Args: cobra.NoArgs,
 	}
-	dir, ref, s := newKeyFlags(cmd)
+	place, ref, s := newKeyFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return giveKey(cmd, *dir, *ref, s, logserver.AddKey, "\nNow start the server with --key for each of the keys.\n")
+		return giveKey(cmd, place, *ref, s, logserver.AddKey, logserver.AddSharedKey, "\nNow start the server with --key for each of the keys.\n")
 	}
 	return cmd
 }
@@ -334,33 +361,35 @@ retires the old key: what it signed stays valid, and it signs nothing more. The
 whole procedure, with all who have to do something: docs/keys.md.`,
 	}
 	begin := &cobra.Command{
-		Use:   "begin --dir DIRECTORY --new-key KEY",
+		Use:   "begin {--dir DIRECTORY | --postgres DATABASE} --new-key KEY",
 		Short: "Have the new key sign beside the old one",
 		Long: `begin makes KEY sign beside the log's key of the same type from the next start of
 the server on. The server must be stopped meanwhile.
-
-` + keyHelp,
+` + sharedKeys + "\n" + keyHelp,
 		Args: cobra.NoArgs,
 	}
-	dir, ref, s := newKeyFlags(begin)
+	place, ref, s := newKeyFlags(begin)
 	begin.RunE = func(cmd *cobra.Command, _ []string) error {
-		return giveKey(cmd, *dir, *ref, s, logserver.BeginRotation, `
+		return giveKey(cmd, place, *ref, s, logserver.BeginRotation, logserver.BeginSharedRotation, `
 Now start the server with --key for each of the keys, and give the new line to
 witnesses, monitors and clients. When they all have it: key rotate finish.
 `)
 	}
 
 	finish := &cobra.Command{
-		Use:   "finish --dir DIRECTORY --policy FILE",
+		Use:   "finish {--dir DIRECTORY | --postgres DATABASE --tiles PLACE} --policy FILE",
 		Short: "Retire the old key",
 		Long: `finish retires the old key at the size that it signed last. The server must be
 stopped meanwhile. It refuses as long as the new key has not signed the public
 checkpoint, and as long as too few of the publish policy's witnesses accept the
 new key: it asks them to cosign that checkpoint once more, under the new key alone.
-It cannot see clients and monitors: whether they know the new key is yours to ask.`,
+It cannot see clients and monitors: whether they know the new key is yours to ask.
+
+The servers of a shared log go on meanwhile, and sign without the old key at once.`,
 		Args: cobra.NoArgs,
 	}
-	finishDir := dirFlag(finish)
+	finishPlace := placeIn(finish)
+	tiles := finish.Flags().String("tiles", "", "with --postgres: `PLACE` of the tiles, as for serve")
 	file := finish.Flags().String("policy", "", "publish policy `FILE`, as for serve")
 	cli.Require(finish, "policy")
 	finish.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -372,19 +401,29 @@ It cannot see clients and monitors: whether they know the new key is yours to as
 		if err != nil {
 			return cli.Usagef("policy %s: %w", *file, err)
 		}
-		id, err := logserver.FinishRotation(cmd.Context(), *finishDir, p)
+		shared, err := finishPlace.shared()
 		if err != nil {
-			return cli.Exit(cli.Refused, err)
-		}
-		out := cmd.OutOrStdout()
-		if err := printIdentity(out, id, "", false); err != nil {
 			return err
 		}
-		_, err = fmt.Fprint(out, `
+		if shared != (*tiles != "") {
+			return cli.Usagef("--postgres and --tiles go together")
+		}
+		var id logserver.Identity
+		next := `
 Now start the server without the old key, and give the lines to readers: with the
 retired line old proofs go on verifying. Keep the old key no longer than you must.
-`)
-		return err
+`
+		if shared {
+			files, terr := readPlace("tiles", *tiles)
+			if terr != nil {
+				return terr
+			}
+			next = strings.Replace(next, "Now start the server", "Start the servers, one after another,", 1)
+			id, err = logserver.FinishSharedRotation(cmd.Context(), *finishPlace.database, files, p)
+		} else {
+			id, err = logserver.FinishRotation(cmd.Context(), *finishPlace.dir, p)
+		}
+		return finishPlace.changed(cmd, id, err, next)
 	}
 	cmd.AddCommand(begin, finish)
 	return cmd
@@ -392,24 +431,31 @@ retired line old proofs go on verifying. Keep the old key no longer than you mus
 
 func keyRetireCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "retire --dir DIRECTORY KEY-ID",
+		Use:   "retire {--dir DIRECTORY | --postgres DATABASE} KEY-ID",
 		Short: "Take a key out of use that needs no replacement",
 		Long: `retire gives up a rotation that has begun, by retiring its new key, or takes the
 ML-DSA-44 key out of use. The active Ed25519 key can only be replaced. KEY-ID is
-the eight digits that key show prints. The server must be stopped meanwhile.`,
+the eight digits that key show prints. The server must be stopped meanwhile; those
+of a shared log go on.`,
 		Args: cobra.ExactArgs(1),
 	}
-	dir := dirFlag(cmd)
+	place := placeIn(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		keyID, err := strconv.ParseUint(args[0], 16, 32)
 		if err != nil || len(args[0]) != 8 {
 			return cli.Usagef("%.40q is not a key ID: want eight hex digits, as key show prints them", args[0])
 		}
-		id, err := logserver.RetireKey(*dir, uint32(keyID))
+		shared, err := place.shared()
 		if err != nil {
-			return cli.Exit(cli.Refused, err)
+			return err
 		}
-		return printIdentity(cmd.OutOrStdout(), id, "", false)
+		var id logserver.Identity
+		if shared {
+			id, err = logserver.RetireSharedKey(cmd.Context(), *place.database, uint32(keyID))
+		} else {
+			id, err = logserver.RetireKey(*place.dir, uint32(keyID))
+		}
+		return place.changed(cmd, id, err, "")
 	}
 	return cmd
 }

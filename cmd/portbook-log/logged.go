@@ -13,16 +13,13 @@ import (
 	"io"
 	"io/fs"
 	"iter"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/portbook/portbook/client/submit"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/logserver"
-	"github.com/portbook/portbook/logserver/trillian"
 	"github.com/spf13/cobra"
 )
 
@@ -49,18 +46,6 @@ func (f loggedFlags) find(ctx context.Context, id string) (logserver.Credential,
 		}
 	}
 	return logserver.Credential{}, cli.Exit(cli.Refused, fmt.Errorf("no token has the ID %q: list them to see which there are", id))
-}
-
-// identity is the log's.
-func (f loggedFlags) identity(ctx context.Context) (logserver.Identity, error) {
-	if *f.database != "" {
-		return logserver.ReadSharedIdentity(ctx, *f.database)
-	}
-	id, err := logserver.ReadIdentity(*f.dir)
-	if err != nil {
-		err = cli.Exit(cli.Refused, err)
-	}
-	return id, err
 }
 
 // read reads the record of who logged what, and the size of the log.
@@ -148,6 +133,13 @@ database.`,
 		if (*place != "") != (*f.database != "") {
 			return cli.Usagef("--postgres and --tiles go together, for a shared log; else --dir")
 		}
+		var tiles logserver.Files
+		if *place != "" {
+			var err error
+			if tiles, err = readPlace("tiles", *place); err != nil {
+				return err
+			}
+		}
 		id := ""
 		if len(args) == 1 {
 			id = args[0]
@@ -160,11 +152,7 @@ database.`,
 			return err
 		}
 		entries := logserver.Entries(cmd.Context(), *f.dir, runs)
-		if *place != "" {
-			tiles, err := readPlace(*place)
-			if err != nil {
-				return err
-			}
+		if tiles != nil {
 			entries = logserver.EntriesIn(cmd.Context(), tiles, size, runs)
 		}
 		out := cmd.OutOrStdout()
@@ -188,15 +176,6 @@ database.`,
 		return nil
 	}
 	return cmd
-}
-
-// readPlace is a place of tiles that is only read.
-func readPlace(place string) (logserver.Files, error) {
-	if strings.Contains(place, "://") {
-		return readBucket("tiles", place)
-	}
-	dir, err := filepath.Abs(place)
-	return trillian.Dir(dir), err
 }
 
 func loggedLine(e logserver.AttributedEntry) string {

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"os"
 
 	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/logserver"
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 )
@@ -39,6 +41,39 @@ with --exit-on-guard ends with 3 when the log must sign nothing more.`,
 }
 
 // dirFlag is the one flag that every command has.
+// placeFlags say where a log is: in a directory, or shared, in a database.
+type placeFlags struct{ dir, database *string }
+
+func placeIn(cmd *cobra.Command) placeFlags {
+	return placeFlags{
+		cmd.Flags().String("dir", "", "`DIRECTORY` of the log"),
+		cmd.Flags().String("postgres", "", "`DATABASE` of a shared log, instead of --dir: "+postgresHelp),
+	}
+}
+
+// shared reports whether it is a shared log, and refuses both flags or neither.
+func (p placeFlags) shared() (bool, error) {
+	if (*p.dir == "") == (*p.database == "") {
+		return false, cli.Usagef("missing flag: --dir, or --postgres for a shared log")
+	}
+	return *p.database != "", nil
+}
+
+// identity is the log's.
+func (p placeFlags) identity(ctx context.Context) (id logserver.Identity, err error) {
+	shared, err := p.shared()
+	if err != nil {
+		return id, err
+	}
+	if shared {
+		return logserver.ReadSharedIdentity(ctx, *p.database)
+	}
+	if id, err = logserver.ReadIdentity(*p.dir); err != nil {
+		err = cli.Exit(cli.Refused, err)
+	}
+	return id, err
+}
+
 func dirFlag(cmd *cobra.Command) *string {
 	dir := cmd.Flags().String("dir", "", "`DIRECTORY` of the log")
 	cli.Require(cmd, "dir")

@@ -33,7 +33,7 @@ func scripts() testscript.Params {
 	return testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"HTTP", "GRPC", "HTTP2", "GRPC2", "ADMIN"} {
+			for _, name := range []string{"HTTP", "GRPC", "HTTP2", "GRPC2", "HTTP3", "GRPC3", "ADMIN"} {
 				l, err := net.Listen("tcp", "127.0.0.1:0")
 				if err != nil {
 					return err

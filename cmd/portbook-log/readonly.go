@@ -4,19 +4,14 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"strings"
 	"time"
 
-	"github.com/minio/minio-go/v7"
-	s3credentials "github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/logserver"
-	"github.com/portbook/portbook/logserver/trillian/bucket"
 	"github.com/spf13/cobra"
 )
 
@@ -82,7 +77,7 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir string, w wiring, logger *s
 		cfg.VKeys = append(cfg.VKeys, k)
 	}
 	if strings.Contains(dir, "://") {
-		b, err := readBucket("dir", dir)
+		b, err := openBucket("dir", dir)
 		if err != nil {
 			return err
 		}
@@ -120,35 +115,4 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir string, w wiring, logger *s
 	}
 	logger.Info("serving, reads only", "origin", log.Origin(), "http", httpLis.Addr(), "grpc", grpcLis.Addr(), "size", log.Published().Size)
 	return log.Serve(cmd.Context(), grpcLis, httpLis, tlsConfig)
-}
-
-// readBucket names a bucket that is only read, as a flag says.
-func readBucket(flag, place string) (bucket.Bucket, error) {
-	u, err := url.Parse(place)
-	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil {
-		return bucket.Bucket{}, cli.Usagef("--%s: want a directory or s3://BUCKET/PREFIX?endpoint=https://HOST", flag)
-	}
-	for name := range u.Query() {
-		if name != "endpoint" && name != "region" {
-			return bucket.Bucket{}, cli.Usagef("--%s: unknown parameter %q: want endpoint or region", flag, name)
-		}
-	}
-	endpoint := &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
-	if e := u.Query().Get("endpoint"); e != "" {
-		if endpoint, err = url.Parse(e); err != nil || endpoint.Host == "" || endpoint.Scheme != "https" && endpoint.Scheme != "http" {
-			return bucket.Bucket{}, cli.Usagef("--%s: endpoint: want https://HOST", flag)
-		}
-	}
-	client, err := minio.New(endpoint.Host, &minio.Options{
-		Creds:  s3credentials.NewChainCredentials([]s3credentials.Provider{&s3credentials.EnvAWS{}, &s3credentials.FileAWSCredentials{}, &s3credentials.IAM{}}),
-		Secure: endpoint.Scheme == "https", Region: u.Query().Get("region"),
-	})
-	if err != nil {
-		return bucket.Bucket{}, cli.Usage(fmt.Errorf("--%s: %w", flag, err))
-	}
-	prefix := strings.Trim(u.Path, "/")
-	if prefix != "" {
-		prefix += "/"
-	}
-	return bucket.Bucket{Client: client, Name: u.Host, Prefix: prefix}, nil
 }

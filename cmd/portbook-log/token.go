@@ -40,21 +40,16 @@ When one has leaked:
 }
 
 // credentialFlags say where the credentials are.
-type credentialFlags struct{ dir, database *string }
+type credentialFlags struct{ placeFlags }
 
-func credentialsIn(cmd *cobra.Command) credentialFlags {
-	return credentialFlags{
-		cmd.Flags().String("dir", "", "`DIRECTORY` of the log"),
-		cmd.Flags().String("postgres", "", "`DATABASE` of a shared log, instead of --dir: "+postgresHelp),
-	}
-}
+func credentialsIn(cmd *cobra.Command) credentialFlags { return credentialFlags{placeIn(cmd)} }
 
 // open opens the credentials; the caller must call done.
 func (f credentialFlags) open(ctx context.Context) (c *logserver.Credentials, done func(), err error) {
-	switch {
-	case (*f.dir == "") == (*f.database == ""):
-		return nil, nil, cli.Usagef("missing flag: --dir, or --postgres for a shared log")
-	case *f.database != "":
+	switch shared, err := f.shared(); {
+	case err != nil:
+		return nil, nil, err
+	case shared:
 		return logserver.OpenSharedTokens(ctx, *f.database, time.Now)
 	}
 	if _, err := logserver.ReadIdentity(*f.dir); err != nil {

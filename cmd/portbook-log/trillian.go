@@ -19,6 +19,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/logserver"
 	"github.com/portbook/portbook/logserver/trillian"
 	"github.com/portbook/portbook/logserver/trillian/bucket"
 	"github.com/spf13/cobra"
@@ -88,32 +89,64 @@ func (t *trillianFlags) store(ctx context.Context) (trillian.Store, error) {
 		dir, err := filepath.Abs(t.tiles)
 		return trillian.Dir(dir), err
 	}
-	u, err := url.Parse(t.tiles)
-	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil {
-		return nil, cli.Usagef("--tiles %s: want a directory or s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION", t.tiles)
+	b, err := openBucket("tiles", t.tiles)
+	if err != nil {
+		return nil, err
+	}
+	return b, b.Check(ctx)
+}
+
+// readPlace is a place of tiles that is only read.
+func readPlace(flag, place string) (logserver.Files, error) {
+	if strings.Contains(place, "://") {
+		return openBucket(flag, place)
+	}
+	dir, err := filepath.Abs(place)
+	return trillian.Dir(dir), err
+}
+
+// openBucket opens the bucket that a flag names. Without TLS it takes none but on
+// this machine: anyone on the way could change tiles.
+func openBucket(flag, place string) (bucket.Bucket, error) {
+	refuse := func(format string, args ...any) (bucket.Bucket, error) {
+		return bucket.Bucket{}, cli.Usagef("--%s: %w", flag, fmt.Errorf(format, args...))
+	}
+	u, err := url.Parse(place)
+	if err != nil || u.Scheme != "s3" || u.Host == "" || u.User != nil || u.Fragment != "" {
+		return refuse("want a directory or s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION")
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return refuse("its parameters cannot be read: want endpoint=https://HOST and region=REGION")
+	}
+	for name, values := range query {
+		if name != "endpoint" && name != "region" || len(values) != 1 {
+			return refuse("parameter %.40q: want endpoint and region, each once at most", name)
+		}
 	}
 	endpoint := &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
-	if e := u.Query().Get("endpoint"); e != "" {
-		if endpoint, err = url.Parse(e); err != nil || endpoint.Host == "" || strings.Trim(endpoint.Path, "/") != "" {
-			return nil, cli.Usagef("--tiles: endpoint %s: want https://HOST[:PORT]", e)
+	if e := query.Get("endpoint"); e != "" {
+		endpoint, err = url.Parse(e)
+		if err != nil || endpoint.Host == "" || endpoint.User != nil || strings.Trim(endpoint.Path, "/") != "" || endpoint.RawQuery != "" {
+			return refuse("endpoint %s: want https://HOST[:PORT]", e)
 		}
 	}
 	switch {
 	case endpoint.Scheme != "https" && endpoint.Scheme != "http":
-		return nil, cli.Usagef("--tiles: endpoint %s: want https://HOST[:PORT]", endpoint)
+		return refuse("endpoint %s: want https://HOST[:PORT]", endpoint)
 	case endpoint.Scheme == "http" && !isLoopback(endpoint.Host):
-		return nil, cli.Usagef("--tiles: endpoint %s: without TLS anyone on the way can change tiles", endpoint)
+		return refuse("endpoint %s: without TLS anyone on the way can change tiles", endpoint)
 	}
-	client, err := minio.New(endpoint.Host, &minio.Options{Secure: endpoint.Scheme == "https", Region: u.Query().Get("region"),
+	client, err := minio.New(endpoint.Host, &minio.Options{Secure: endpoint.Scheme == "https", Region: query.Get("region"),
 		Creds: credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.FileAWSCredentials{}, &credentials.IAM{}})})
 	if err != nil {
-		return nil, cli.Usagef("--tiles: %w", err)
+		return refuse("%w", err)
 	}
 	b := bucket.Bucket{Client: client, Name: u.Host}
 	if prefix := strings.Trim(u.Path, "/"); prefix != "" {
 		b.Prefix = prefix + "/"
 	}
-	return b, b.Check(ctx)
+	return b, nil
 }
 
 // durable refuses a database that may lose what it has confirmed. Errors of the

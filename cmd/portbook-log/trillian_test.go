@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,9 +27,10 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// TestMigrateScript moves a log to a real Trillian on a real PostgreSQL, with
-// tiles in a directory and in a bucket, and back, with the real program.
-func TestMigrateScript(t *testing.T) {
+// TestTrillianScripts moves a log to a real Trillian on a real PostgreSQL, with
+// tiles in a directory and in a bucket, and back, and lets a shared log end, with
+// the real program.
+func TestTrillianScripts(t *testing.T) {
 	db, err := trilliantest.StartPostgreSQL(t.Context(), nil)
 	if trilliantest.Skippable(err) {
 		t.Skip(err)
@@ -50,12 +53,19 @@ func TestMigrateScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := scripts()
-	p.Dir = filepath.Join("testdata", "migrate")
+	p.Dir = filepath.Join("testdata", "trillian")
 	setup := p.Setup
+	var databases atomic.Int64
 	p.Setup = func(e *testscript.Env) error {
 		e.Setenv("TRILLIAN", tr.Address())
 		e.Setenv("DATABASE", db.URI())
-		e.Setenv("SERVERS", db.FrontendURI())
+		for _, name := range []string{"SERVERS", "SERVERS2"} { // databases of the script's own
+			database := fmt.Sprintf("servers%d", databases.Add(1))
+			if err := db.CreateDatabase(context.Background(), database); err != nil {
+				return err
+			}
+			e.Setenv(name, strings.Replace(db.FrontendURI(), "/frontend", "/"+database, 1))
+		}
 		e.Setenv("S3", "http://"+s3.Endpoint)
 		e.Setenv("AWS_ACCESS_KEY_ID", s3.AccessKey)
 		e.Setenv("AWS_SECRET_ACCESS_KEY", s3.Secret)
@@ -73,10 +83,13 @@ func TestMigrateScript(t *testing.T) {
 		}
 	}
 	p.Cmds["freeze-tree"] = set(gtrillian.TreeState_FROZEN)
-	p.Cmds["tree"] = func(ts *testscript.TestScript, _ bool, args []string) { // tree FILE: of migrate --json
-		var m moved
+	p.Cmds["tree"] = func(ts *testscript.TestScript, _ bool, args []string) { // tree FILE: of migrate or init, --json
+		var m struct {
+			Tree json.RawMessage // init's is a number, migrate's a string
+			Root string
+		}
 		ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &m))
-		ts.Setenv("TREE", strconv.FormatInt(m.Tree, 10))
+		ts.Setenv("TREE", strings.Trim(string(m.Tree), `"`))
 		ts.Setenv("ROOT", m.Root)
 	}
 	p.Cmds["submit-many"] = submitMany
