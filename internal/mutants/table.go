@@ -65,9 +65,9 @@ var mutants = []mutant{
 	// The witness.
 	{"witness: synchronous off", "witness/store.go", "\"synchronous(FULL)\"", "\"synchronous(OFF)\"", "-run TestPowerCut ./cmd/portbook-witness"},
 	{"witness: signs before it writes", "witness/witness.go", "if err := w.store.advance(ctx, req.cp.Origin, known.Head, head); err != nil {", "go w.store.advance(context.WithoutCancel(ctx), req.cp.Origin, known.Head, head)\n\tif err := ctx.Err(); err != nil {", "-run TestKillUnderLoad|TestPowerCut ./cmd/portbook-witness"},
-	{"witness: mark not written", "witness/store.go", "return results, s.mark.raise(uint64(generation))", "return results, nil", "-run Mark|OldCopy ./witness"},
+	{"witness: mark not written", "witness/store.go", "return results, s.mark.raise(uint64(generation), \"\")", "return results, nil", "-run Mark|OldCopy ./witness"},
 	{"witness: fsync of the mark", "witness/mark.go", "if err := m.file.Sync(); err != nil {", "if err := error(nil); err != nil {", "-run TestPowerCut ./cmd/portbook-witness"},
-	{"witness: an old copy of the database", "witness/mark.go", "if err == nil && n < m.n {", "if err == nil && n+1 < m.n {", "-run TestOldCopyIsRefused ./witness"},
+	{"witness: an old copy of the database", "witness/mark.go", "if err == nil && n < m.said.n {", "if err == nil && n+1 < m.said.n {", "-run TestOldCopyIsRefused ./witness"},
 	{"witness: two programs, one mark", "witness/mark.go", "syscall.LOCK_EX|syscall.LOCK_NB", "syscall.LOCK_SH|syscall.LOCK_NB", "-run Mark|TwoServers ./witness"},
 	{"witness: compare-and-swap", "witness/store.go", "\tif n != 1 {\n\t\treturn errMoved\n", "\tif n > 1 {\n\t\treturn errMoved\n", "-run TestForksRace|TestOneOfThousandWins ./witness"},
 	{"witness: old size below its own", "witness/witness.go", "if req.old != have {", "if req.old > have {", "-run TestEveryMust ./witness"},
