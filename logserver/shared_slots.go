@@ -437,7 +437,7 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		try = append(try, f)
 	}
 	slices.SortFunc(try, func(a, b *sharedFlight) int { return bytes.Compare(a.own.key[:], b.own.key[:]) })
-	var ids, keys, digests, leaves, alones, policies, marks, needed, slotKeys, awaited, disputes [][]byte
+	var ids, keys, digests, leaves, alones, policies, marks, needed, slotKeys, waitsFor, disputes [][]byte
 	var registries, ecosystems, by []string
 	for _, f := range try {
 		s := f.own
@@ -448,7 +448,7 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 			if key == anything {
 				disputes = append(disputes, f.id[:])
 			} else {
-				awaited = append(awaited, key[:])
+				waitsFor = append(waitsFor, key[:])
 			}
 		}
 		for _, n := range s.needs {
@@ -506,8 +506,8 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		}
 		return r.Err()
 	}
-	if len(awaited) > 0 {
-		b.Queue("SELECT mark, min(at), max(at) FROM submissions WHERE idx IS NULL AND mark = ANY($1) GROUP BY mark", awaited).Query(collect)
+	if len(waitsFor) > 0 {
+		b.Queue("SELECT mark, min(at), max(at) FROM submissions WHERE idx IS NULL AND mark = ANY($1) GROUP BY mark", waitsFor).Query(collect)
 	}
 	if len(disputes) > 0 {
 		b.Queue("SELECT $1::bytea, min(at), max(at) FROM submissions WHERE idx IS NULL AND NOT id = ANY($2) HAVING count(*) > 0", anything[:], disputes).Query(collect)
@@ -522,7 +522,7 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		return err
 	}
 
-	decided := max(q.decided.Load(), uint64(state.tail))
+	decided := max(q.decided.Load(), uint64(state.integrated))
 	for _, r := range rows.slots { // newer than the tail, maybe
 		decided = max(decided, r.index+1)
 	}
