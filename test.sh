@@ -13,7 +13,7 @@ trap 'rm -rf "$tmp"' EXIT
 # What the tests use besides Go, and what to look for.
 neighbours=(
 	"strace:strace" "python3:python3" "pip:python3-pip" "twine:twine" "shellcheck:shellcheck" "systemd-analyze:systemd"
-	"postgres:postgresql" "mariadbd:mariadb-server" "softhsm2-util:softhsm2" "mkfs.xfs:xfsprogs" "pkcs11-tool:opensc" "gcc:build-essential"
+	"postgres:postgresql" "mariadbd:mariadb-server" "softhsm2-util:softhsm2" "mkfs.xfs:xfsprogs" "ip:iproute2" "nft:nftables" "pkcs11-tool:opensc" "gcc:build-essential"
 )
 # Real wheels that the tests upload and install.
 wheels=(pip setuptools wheel)
