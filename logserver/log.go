@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -88,11 +89,12 @@ type Log struct {
 	ended   <-chan struct{}
 	trouble func() error
 
-	// Of the embedded engine; nil where it could not be opened.
-	engine *engine
+	// Of the embedded engine; nil where there is none, or no anchor.
+	engine *lateEngine
 	anchor anchor
 	// takeAnchor makes anchor this server's; makeSure calls it until it has.
 	takeAnchor func() error
+	journal    *journal   // of streams
 	pub        *publisher // of a shared log too
 	shared     *shared    // nil unless the log is shared
 
@@ -229,7 +231,7 @@ func (l *Log) open(ctx context.Context, id Identity) (err error) {
 		l.cfg.Logger.Warn("credentials that came from a backup are refused until they are confirmed: see portbook-log token list, then token confirm, rotate or revoke each", "suspended", n)
 	}
 	if err := l.loadPublished(); err != nil {
-		l.cfg.Logger.Error("the public checkpoint is not served; publishing makes it anew", "err", err)
+		l.cfg.Logger.Error("the public checkpoint is not served yet; if it is damaged, publishing makes it anew", "err", err)
 	}
 	if l.lookup, err = openIndex(filepath.Join(l.cfg.Dir, indexDir), l.freshTree, l.cfg.Logger); err != nil {
 		return err
@@ -241,7 +243,7 @@ func (l *Log) open(ctx context.Context, id Identity) (err error) {
 		close(l.seqDone)
 		return nil
 	}
-	if err := l.openWriteSide(ctx, id); err != nil {
+	if err := l.openWriteSide(id); err != nil {
 		var locked *LockedError
 		if errors.As(err, &locked) {
 			return err
@@ -269,7 +271,7 @@ func (l *Log) loadPublished() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("public checkpoint: %w", withoutPath(err))
+		return fmt.Errorf("%w: public checkpoint: %w", ErrStorage, withoutPath(err))
 	}
 	note, err := c2sp.ParseNote(raw)
 	if err != nil {
@@ -293,7 +295,7 @@ func (l *Log) loadPublished() error {
 
 // openWriteSide opens what is needed to take submissions. Its errors leave the
 // log readable.
-func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
+func (l *Log) openWriteSide(id Identity) (err error) {
 	anchor := &anchorFile{path: id.Anchor}
 	l.anchor = anchor
 	l.takeAnchor = func() error {
@@ -313,13 +315,7 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	if err := l.takeAnchor(); err != nil && !errors.Is(err, ErrStorage) {
 		return err
 	}
-	if l.engine, err = openPOSIX(ctx, filepath.Join(l.cfg.Dir, engineDir)); err != nil {
-		if errors.Is(err, ErrBehind) || errors.Is(err, ErrStorage) {
-			return err
-		}
-		l.cfg.Logger.Error("the storage engine does not open", "err", err) // its words name files, and readers hear of it
-		return fmt.Errorf("%w: the storage engine does not open: the server's log says why", ErrStorage)
-	}
+	l.engine = &lateEngine{dir: filepath.Join(l.cfg.Dir, engineDir)}
 	l.lookup.readUpTo(func() (uint64, error) { return l.engine.size(context.Background()) })
 	l.pub = &publisher{
 		keys: l.keys, metrics: l.metrics, anchor: l.anchor,
@@ -343,8 +339,23 @@ func (l *Log) openWriteSide(ctx context.Context, id Identity) (err error) {
 	}
 	seq.latch, seq.now, seq.logger, seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
 	l.seq = seq
-	l.streams, err = openStreams(filepath.Join(l.cfg.Dir, streamsFile), l.engine.size)
-	return err
+	l.journal = newJournal(filepath.Join(l.cfg.Dir, streamsFile), l.engine.size)
+	l.streams = newStreams(l.journal)
+	return nil
+}
+
+// mayPass reports whether an error at start is trouble of a disk, a key or the
+// network that may be over when it is tried again, and no verdict on the log.
+func mayPass(err error) bool {
+	var guard *guardError
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &guard), errors.Is(err, ErrBehind), errors.Is(err, errUnreadable), errors.Is(err, errNoAnchor), errors.Is(err, errBadAnchor), errors.Is(err, errAnchorMoved):
+		return false
+	case errors.Is(err, ErrStorage), errors.Is(err, ErrSigner), errors.Is(err, context.DeadlineExceeded):
+		return true
+	}
+	return errors.As(err, &errno) && errno != syscall.ENOENT
 }
 
 // begin makes sure of the log, then lets submissions in, unless the log ends.
@@ -353,6 +364,7 @@ func (l *Log) begin(ctx, ending, publishing context.Context) {
 	defer close(l.seqDone)
 	var next *entry.Entry // that the log has ended with
 	var size uint64
+	said := ""
 	for {
 		err := l.makeSure(ctx)
 		if err == nil {
@@ -363,12 +375,18 @@ func (l *Log) begin(ctx, ending, publishing context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		var guard *guardError
-		if errors.As(err, &guard) || !errors.Is(err, ErrStorage) && !errors.Is(err, ErrSigner) {
+		if !mayPass(err) {
 			l.latch(err)
 			return
 		}
-		l.cfg.Logger.Error("the log cannot be made sure of; trying again", "err", err)
+		if err.Error() != said {
+			said = err.Error()
+			var engine *engineError
+			if errors.As(err, &engine) {
+				l.cfg.Logger.Error("the storage engine does not open", "err", engine.cause)
+			}
+			l.cfg.Logger.Error("the log cannot be made sure of; it is tried again each second", "err", err)
+		}
 		l.setStatus(Status{Reason: err})
 		if !sleep(ctx, time.Second) {
 			return
@@ -392,11 +410,22 @@ func (l *Log) begin(ctx, ending, publishing context.Context) {
 	}
 }
 
-// makeSure takes the anchor, and compares the storage with the anchor, the public checkpoint and the
-// witnesses, and replays the tail.
+// makeSure takes the anchor, opens the storage, compares it with the anchor, the
+// public checkpoint and the witnesses, and replays the tail.
 func (l *Log) makeSure(ctx context.Context) error {
 	if err := l.takeAnchor(); err != nil {
 		return err
+	}
+	if err := l.engine.open(ctx); err != nil {
+		return err
+	}
+	if err := l.journal.load(); err != nil {
+		return err
+	}
+	if was, _ := l.board.get(); was.Note == nil {
+		if err := l.loadPublished(); errors.Is(err, ErrStorage) {
+			return err
+		}
 	}
 	size, err := l.engine.size(ctx)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -23,6 +24,61 @@ type engine struct {
 	add   tessera.AddFn
 	size  func(context.Context) (uint64, error) // integrated size
 	close func(context.Context) error
+}
+
+// lateEngine is the storage engine of a log that is served: it opens when its
+// disk lets it.
+type lateEngine struct {
+	dir    string
+	opened atomic.Pointer[engine]
+}
+
+// open opens the engine unless it is open. After ErrStorage it may be called again.
+func (e *lateEngine) open(ctx context.Context) error {
+	if e.opened.Load() != nil {
+		return nil
+	}
+	opened, err := openPOSIX(ctx, e.dir)
+	switch {
+	case err == nil:
+		e.opened.Store(opened)
+		return nil
+	case errors.Is(err, ErrBehind), errors.Is(err, ErrStorage):
+		return err
+	}
+	return &engineError{err}
+}
+
+// engineError is why Tessera does not open. Its words name files, and readers
+// hear of an error's text.
+type engineError struct{ cause error }
+
+func (e *engineError) Error() string {
+	return ErrStorage.Error() + ": the storage engine does not open: the server's log says why"
+}
+func (e *engineError) Is(target error) bool { return target == ErrStorage }
+
+func (e *lateEngine) size(ctx context.Context) (uint64, error) {
+	if opened := e.opened.Load(); opened != nil {
+		return opened.size(ctx)
+	}
+	return 0, errEngineOut
+}
+
+func (e *lateEngine) add(ctx context.Context, entry *tessera.Entry) tessera.IndexFuture {
+	if opened := e.opened.Load(); opened != nil {
+		return opened.add(ctx, entry)
+	}
+	return func() (tessera.Index, error) { return tessera.Index{}, errEngineOut }
+}
+
+var errEngineOut = fmt.Errorf("%w: the storage engine is not open", ErrStorage)
+
+func (e *lateEngine) close(ctx context.Context) error {
+	if opened := e.opened.Load(); opened != nil {
+		return opened.close(ctx)
+	}
+	return nil
 }
 
 const (
@@ -46,7 +102,12 @@ func openPOSIX(ctx context.Context, dir string) (*engine, error) {
 	return newPOSIX(ctx, dir)
 }
 
-func newPOSIX(ctx context.Context, dir string) (*engine, error) {
+func newPOSIX(ctx context.Context, dir string) (e *engine, err error) {
+	defer func() { // Tessera panics where it cannot take its lock file
+		if cause := recover(); cause != nil {
+			e, err = nil, fmt.Errorf("its lock cannot be taken: %v", cause)
+		}
+	}()
 	driver, err := posix.New(ctx, posix.Config{Path: dir})
 	if err != nil {
 		return nil, err

@@ -866,6 +866,9 @@ func TestRebuildShared(t *testing.T) {
 	if err := RebuildShared(t.Context(), r.database, r.engine, l.cfg.Logger, r.signer.Key()); err == nil || !strings.Contains(err.Error(), "a publisher is running") {
 		t.Errorf("rebuilt beneath a running publisher: %v", err)
 	}
+	if _, _, err := l.Tokens.Create(Token{Registry: testRegistry, Claim: entry.ClaimIndex, Kinds: []entry.Kind{entry.KindUpload}}); err != nil {
+		t.Fatal(err)
+	}
 	l.Close()
 	back := r.copyDatabase()
 	l = r.ready()
@@ -894,6 +897,15 @@ func TestRebuildShared(t *testing.T) {
 		if err := RebuildShared(t.Context(), r.database, r.engine, l.cfg.Logger, r.signer.Key()); err != nil {
 			t.Fatal(err)
 		}
+		tokens, done, err := OpenSharedTokens(t.Context(), database, time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The older database may not know of a revocation.
+		if list := tokens.List(); len(list) != tokens.suspended() || database == back && len(list) != 1 {
+			t.Errorf("credentials after the rebuild: %+v", list)
+		}
+		done()
 		if again := r.rows(); again != lived {
 			t.Errorf("rows lived through:\n%s\nrows rebuilt:\n%s", lived, again)
 		}

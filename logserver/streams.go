@@ -169,6 +169,7 @@ type journal struct {
 	size func(context.Context) (uint64, error) // of the log, what is durable
 
 	mu     sync.Mutex
+	read   bool                       // guarded by mu; the file has been read
 	known  map[streamKey]streamRecord // guarded by mu; on disk
 	moved  map[streamKey]uint64       // guarded by mu; number of a stream's last record
 	number uint64                     // guarded by mu; of the last record
@@ -178,12 +179,32 @@ type journal struct {
 	records int      // in the file
 }
 
-// openStreams opens the streams whose journal is at path; a missing one is empty.
+// newJournal is the journal at path, which is to be loaded.
+func newJournal(path string, size func(context.Context) (uint64, error)) *journal {
+	return &journal{path: path, size: size, known: map[streamKey]streamRecord{}, moved: map[streamKey]uint64{}}
+}
+
+// openStreams opens the streams whose journal is at path.
 func openStreams(path string, size func(context.Context) (uint64, error)) (*streams, error) {
-	j := &journal{path: path, size: size, known: map[streamKey]streamRecord{}, moved: map[streamKey]uint64{}}
-	raw, err := os.ReadFile(path)
+	j := newJournal(path, size)
+	return newStreams(j), j.load()
+}
+
+// load reads the file; a missing one is empty. Before, nobody is told of a
+// position. After an error it may be called again; once it has succeeded it does
+// nothing.
+func (j *journal) load() error {
+	j.mu.Lock()
+	read := j.read
+	j.mu.Unlock()
+	if read {
+		return nil
+	}
+	clear(j.known)
+	clear(j.moved)
+	raw, err := os.ReadFile(j.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("progress of streams: %w", withoutPath(err))
+		return fmt.Errorf("%w: progress of streams: %w", ErrStorage, withoutPath(err))
 	}
 	for ; len(raw) >= streamRecordSize; raw = raw[streamRecordSize:] {
 		r, ok := parseStreamRecord(raw)
@@ -192,7 +213,13 @@ func openStreams(path string, size func(context.Context) (uint64, error)) (*stre
 		}
 		j.note(r)
 	}
-	return newStreams(j), j.forget()
+	if err := j.forget(); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.read = true
+	return nil
 }
 
 // forget drops, for good, what says more than the log has: it went back while
@@ -239,9 +266,12 @@ func (j *journal) close() error {
 // position implements streamStore.
 func (j *journal) position(ctx context.Context, key streamKey) (uint64, error) {
 	j.mu.Lock()
-	r := j.known[key]
+	r, read := j.known[key], j.read
 	j.mu.Unlock()
-	if r.position == 0 {
+	switch {
+	case !read:
+		return 0, fmt.Errorf("%w: progress of streams: it has not been read yet", ErrStorage)
+	case r.position == 0:
 		return 0, nil
 	}
 	size, err := j.size(ctx)
