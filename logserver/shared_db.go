@@ -218,11 +218,11 @@ func (s sharedState) whyNot(origin string) error {
 	return nil
 }
 
-// closedTo and awaited are SQL expressions of the log row: what the log ends
+// closedTo and awaitsFirst are SQL expressions of the log row: what the log ends
 // with, or is to end with, and sharedState.awaits.
 const (
-	closedTo = "CASE WHEN ended <> '' THEN ended ELSE coalesce((identity::jsonb->'freeze')::text, '') END"
-	awaited  = "CASE WHEN integrated = 0 THEN coalesce(identity::jsonb->>'successor_of', '') ELSE '' END"
+	closedTo    = "CASE WHEN ended <> '' THEN ended ELSE coalesce((identity::jsonb->'freeze')::text, '') END"
+	awaitsFirst = "CASE WHEN integrated = 0 THEN coalesce(identity::jsonb->>'successor_of', '') ELSE '' END"
 )
 
 // closed is a FreezeMark or the leaf made of it, in JSON; "" while the log goes on.
@@ -250,7 +250,7 @@ func readState(ctx context.Context, db interface {
 		have = []byte{} // NULL would make the comparison unknown
 	}
 	err := db.QueryRow(ctx, `SELECT identity, engine, integrated, published, CASE WHEN checkpoint = $1 THEN '' ELSE checkpoint END,
-		opened = `+bootOf+`, latched, trouble, ended <> '', `+closedTo+`, `+awaited+`, `+unsafeSetting+` FROM log`, have).
+		opened = `+bootOf+`, latched, trouble, ended <> '', `+closedTo+`, `+awaitsFirst+`, `+unsafeSetting+` FROM log`, have).
 		Scan(&s.identity, &s.engine, &s.integrated, &s.published, &s.checkpoint, &s.open, &s.latched, &s.trouble, &s.ended, &s.closed, &s.awaits, &unsafe)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("%w: the database has no log: make one with portbook-log init --storage trillian, or restore it", ErrNoLog)

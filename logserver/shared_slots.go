@@ -470,7 +470,7 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	rows := mapRows{slots: map[[32]byte]*slotRow{}, policies: map[[2]string]string{}}
 	b := &pgx.Batch{}
 	b.Queue(lock, lockClass, lockDecision)
-	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + closedTo + ", " + awaited + ", " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
+	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + closedTo + ", " + awaitsFirst + ", " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
 		return r.Scan(&state.integrated, &state.open, &state.latched, &state.closed, &state.awaits, &unsafe)
 	})
 	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy, by, mark)
