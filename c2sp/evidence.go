@@ -7,7 +7,8 @@ package c2sp
 //
 //	portbook-evidence/v1
 //	# any number of comment lines
-//	claim same-size                  or: not-a-prefix, inconsistent, after-end, bad-handover
+//	claim same-size                  or: not-a-prefix, inconsistent, after-end, bad-handover,
+//	                                 malformed-entry
 //	first                            the checkpoint of the smaller size
 //	| <each line of the signed note>
 //	second
@@ -28,8 +29,9 @@ package c2sp
 // 2.1.2, from it, at the size of the first note, to the second note. So the tree
 // that the log signed second began with another tree than it signed first.
 //
-// after-end, bad-handover: tlog-proofs in the place of notes, about how a log
-// ends; package client knows what they show. after-end has no second.
+// after-end, bad-handover, malformed-entry: tlog-proofs in the place of notes,
+// about how a log ends and about an entry that is none; package client knows what
+// they show. Only bad-handover has a second.
 
 import (
 	"bytes"
@@ -54,6 +56,7 @@ const (
 	ClaimInconsistent = "inconsistent"
 	ClaimAfterEnd     = "after-end"
 	ClaimHandover     = "bad-handover"
+	ClaimMalformed    = "malformed-entry"
 )
 
 // Evidence is what an evidence file holds: two signed notes of one log, and for
@@ -78,6 +81,9 @@ func (e *Evidence) claim() string {
 	return ClaimSameSize
 }
 
+// single reports whether there is no second.
+func (e *Evidence) single() bool { return e.Claim == ClaimAfterEnd || e.Claim == ClaimMalformed }
+
 // claimWords are what comments say for each claim.
 var claimWords = map[string][]string{
 	ClaimSameSize: {"The log signed two different trees of the same size."},
@@ -89,7 +95,8 @@ var claimWords = map[string][]string{
 		"The log signed a larger tree that does not begin with the smaller tree it signed too.",
 		"The first hash below is the root with which the larger tree began, as the others prove (RFC 6962): not the one that was signed.",
 	},
-	ClaimAfterEnd: {"The log signed an entry that ends it, and more after that, or one that names itself as its successor.", "Below is the proof of that entry."},
+	ClaimAfterEnd:  {"The log signed an entry that ends it, and more after that, or one that names itself as its successor.", "Below is the proof of that entry."},
+	ClaimMalformed: {"The log signed a tree with an entry that breaks the grammar that binds every version of the format.", "Below is the proof of that entry."},
 	ClaimHandover: {
 		"A log ended and named a successor, and what that one begins with contradicts it. Below are the proofs of the two entries.",
 		"Two honest logs never do this. Which of the two lied, or whose key somebody else has, does not follow from it.",
@@ -113,7 +120,7 @@ func (e *Evidence) Bytes() []byte {
 	say(e.Remarks...)
 	b = append(b, "claim "+claim+"\n"...)
 	b = appendQuoted(append(b, "first\n"...), e.First)
-	if claim != ClaimAfterEnd {
+	if !e.single() {
 		b = appendQuoted(append(b, "second\n"...), e.Second)
 	}
 	if e.Hashes != nil {
@@ -182,6 +189,8 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 		e.Claim = ClaimAfterEnd
 	case take("claim " + ClaimHandover):
 		e.Claim = ClaimHandover
+	case take("claim " + ClaimMalformed):
+		e.Claim = ClaimMalformed
 	default:
 		return bad("no claim line that is known")
 	}
@@ -189,7 +198,7 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 		return bad("no first note")
 	}
 	e.First = note()
-	if e.Claim != ClaimAfterEnd {
+	if !e.single() {
 		if !take("second") {
 			return bad("no second note")
 		}

@@ -36,6 +36,7 @@ const (
 	CodeOtherKey      = "PB206"
 	CodeAfterEnd      = "PB207"
 	CodeHandover      = "PB208"
+	CodeBadEntry      = "PB209"
 )
 
 // Codes PB3xx: it could not be checked.
@@ -136,6 +137,9 @@ var explanations = map[string]string{
 	CodeAfterEnd: "The log signed an entry that says it is the last one, and then signed more after it. " +
 		"A log that has ended signs nothing any more: whoever holds its key is not its operator, or its operator breaks the rule. " +
 		"Files that were proven before the end stay proven; do not believe what came after it, and tell the operator of the log.",
+	CodeBadEntry: "The log signed an entry that is none: it breaks the grammar that binds every version of the format. " +
+		"No program takes it for a file, so nothing is installed by it; but a log checks each entry before it signs, so whoever has its key does not run it as they should. " +
+		"Files that are proven stay proven. Tell the operator of the log, and those whose policy names it.",
 	CodeHandover: "The log names another one that takes over from it, and what that one shows contradicts it: it begins with another entry, takes over from another log or from another state of it, or leads back to where it came from. " +
 		"So it is not followed; whoever follows it could be led away from what was logged. " +
 		"Files that are proven stay proven. Ask the operators of the log, and get a new policy from a source you trust.",

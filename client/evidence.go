@@ -49,8 +49,8 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 
 // A Misbehaviour is what verified evidence proves.
 type Misbehaviour struct {
-	Code          string         // CodeForkSameSize, CodeForkPrefix, CodeAfterEnd or CodeHandover
-	First, Second *c2sp.Verified // Second is nil with CodeAfterEnd, and of another log with CodeHandover: one of the two lied
+	Code          string         // CodeForkSameSize, CodeForkPrefix, CodeAfterEnd, CodeHandover or CodeBadEntry
+	First, Second *c2sp.Verified // Second is nil with CodeAfterEnd and CodeBadEntry, and of another log with CodeHandover: one of the two lied
 	// Witnesses are those of the policy that cosigned both notes. For a fork
 	// of one size each of them broke its promise as well.
 	Witnesses []string
@@ -65,6 +65,8 @@ func (e *Evidence) Verify(p *c2sp.Policy) (*Misbehaviour, error) {
 		return e.verifyAfterEnd(p)
 	case c2sp.ClaimHandover:
 		return e.verifyHandover(p)
+	case c2sp.ClaimMalformed:
+		return e.verifyMalformed(p)
 	}
 	var notes []*c2sp.Verified
 	if err := (*c2sp.Evidence)(e).VerifyFork(func(note []byte) (c2sp.Checkpoint, error) {
@@ -104,6 +106,26 @@ func (e *Evidence) verifyAfterEnd(p *c2sp.Policy) (*Misbehaviour, error) {
 		return nil, errors.New("evidence: the entry is the last of the tree and names another log; the log contradicts nothing")
 	}
 	return &Misbehaviour{Code: CodeAfterEnd, First: v}, nil
+}
+
+// verifyMalformed checks the claim malformed-entry. An entry of a version that is
+// not known to this program is none.
+func (e *Evidence) verifyMalformed(p *c2sp.Policy) (*Misbehaviour, error) {
+	pr, err := c2sp.ParseProof(e.First)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	v, err := p.VerifyLog(pr.Checkpoint)
+	if err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	if err := c2sp.VerifyInclusion(pr.Index, v.Size, entry.LeafHash(pr.Extra), pr.Hashes, v.Root); err != nil {
+		return nil, fmt.Errorf("evidence: %w", err)
+	}
+	if _, err := entry.Parse(pr.Extra); err == nil || errors.Is(err, entry.ErrVersion) {
+		return nil, fmt.Errorf("evidence: entry %d keeps the grammar; the log did nothing wrong", pr.Index)
+	}
+	return &Misbehaviour{Code: CodeBadEntry, First: v}, nil
 }
 
 // verifyHandover checks the claim bad-handover. The quorum does not matter: it

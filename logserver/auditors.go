@@ -92,7 +92,7 @@ func (p *publisher) auditing(ctx context.Context) {
 					if pause[w.url] == 0 {
 						p.logger.Warn("no cosignature of the auditor; publishing goes on, and it is asked again", "auditor", w.name, "err", err)
 					}
-					pause[w.url] = min(max(2*pause[w.url], 250*time.Millisecond), 15*time.Second)
+					pause[w.url] = min(max(2*pause[w.url], 250*time.Millisecond), 5*time.Second)
 					busy[w.url] = true // until then
 					time.AfterFunc(pause[w.url], func() {
 						select {
@@ -163,6 +163,7 @@ func (w *auditor) audit(ctx context.Context, p Published, t tree) ([]cosignature
 		}
 		status, answer, err := w.addEntries(ctx, body)
 		if err != nil {
+			w.told = false // perhaps a refusal that the connection broke under: ask with an empty upload first
 			return nil, err
 		}
 		switch status {

@@ -327,9 +327,13 @@ start with an older copy of its database than the mark remembers.`,
 	listen := cmd.Flags().String("listen", "127.0.0.1:7381", "`ADDRESS` to listen on")
 	poll := cmd.Flags().Duration("poll", 2*time.Second, "how often each log is asked for its checkpoint")
 	refresh := cmd.Flags().Duration("refresh", 5*time.Minute, "how old the cosignature of an unchanged log may become")
+	perClient := cmd.Flags().Int("per-client", 4, "most uploads of one address that are read at once; behind a web server everybody has its address, which should have limits of its own")
 	admin := cmd.Flags().String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics); default: none")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *perClient < 1 {
+			return cli.Usagef("--per-client: want at least 1")
+		}
 		if *poll < 100*time.Millisecond || *refresh <= 0 {
 			return cli.Usagef("--poll: at least 100ms; --refresh: more than 0")
 		}
@@ -342,7 +346,7 @@ start with an older copy of its database than the mark remembers.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		a, err := auditor.New(cmd.Context(), auditor.Config{Dir: d, Logger: journal, Poll: *poll, Refresh: *refresh})
+		a, err := auditor.New(cmd.Context(), auditor.Config{Dir: d, Logger: journal, Poll: *poll, Refresh: *refresh, PerClient: *perClient})
 		if err != nil {
 			return err
 		}

@@ -32,6 +32,8 @@ type Config struct {
 	// Refresh is how old a cosignature of an unchanged log may become before it is
 	// made anew; 0: 5 min.
 	Refresh time.Duration
+	// PerClient is how many requests of one client address are read at once; 0: 4.
+	PerClient int
 }
 
 // An Auditor mirrors, checks and cosigns logs. It is safe for concurrent use.
@@ -71,7 +73,7 @@ type book struct {
 // against what was cosigned.
 func New(ctx context.Context, c Config) (*Auditor, error) {
 	a := &Auditor{dir: c.Dir, signers: c.Dir.signers(), store: c.Dir.Store, index: c.Dir.index, now: c.Now, log: c.Logger, poll: c.Poll, refresh: c.Refresh,
-		books: map[string]*book{}, uploads: make(chan struct{}, maxUploads), clients: newClients(), testBeforeStep: c.Dir.testBeforeStep}
+		books: map[string]*book{}, uploads: make(chan struct{}, maxUploads), clients: newClients(c.PerClient), testBeforeStep: c.Dir.testBeforeStep}
 	if a.now == nil {
 		a.now = time.Now
 	}
@@ -375,7 +377,7 @@ func (a *Auditor) accuse(ctx context.Context, b *book, p pending) error {
 	var first *Finding
 	for i := range list {
 		f := &list[i]
-		if f.Index >= p.cp.Size {
+		if f.Index >= p.cp.Size || !f.Blocks() {
 			continue
 		}
 		if f.File == nil {
@@ -386,7 +388,7 @@ func (a *Auditor) accuse(ctx context.Context, b *book, p pending) error {
 				return err
 			}
 		}
-		if f.Blocks() && (first == nil || f.Index < first.Index) {
+		if first == nil || f.Index < first.Index {
 			first = f
 		}
 	}

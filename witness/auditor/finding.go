@@ -1,10 +1,12 @@
 package auditor
 
-// What an auditor publishes of a log that broke a rule: a file that names the
-// claim and holds, for each leaf it is about, a tlog-proof under a checkpoint
-// that the log signed. Whoever has the log's key can check it offline, but for
-// one thing: that no entry between the two of a second digest allows it. For
-// that the mirror is there to be read.
+// What an auditor publishes of a log that broke a rule, as a file with a
+// tlog-proof of each leaf it is about, under a checkpoint that the log signed.
+//
+// A malformed entry and one after the end are evidence that the log's key proves
+// alone (c2sp.Evidence, portbook evidence verify). A second digest is not: that no
+// entry between the two allows it is for those to see who read the mirror. Its
+// file says so.
 
 import (
 	"bytes"
@@ -17,42 +19,53 @@ import (
 
 const findingHeader = "portbook-finding/v1\n"
 
-var claimWords = map[string]string{
-	KindMalformed:    "The log signed a tree with an entry that breaks the grammar that binds every version.",
-	KindSecondDigest: "The log gave one file name two contents, and no entry between the two allows it.",
-	KindAfterEnd:     "The log signed an entry after the one that ended it.",
-	KindUnreadable:   "The log holds an entry of a version that this auditor does not know. That is no accusation.",
-}
-
-// evidence makes the file of a finding, whose entries are in the tree of p, all
-// of which the mirror has.
+// evidence makes the file of a finding that blocks, whose entries are in the tree
+// of p, all of which the mirror has.
 func evidence(ctx context.Context, m *mirror, p pending, f *Finding) ([]byte, error) {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s# %s\n# %s\nclaim %s\n", findingHeader, claimWords[f.Kind], oneLine(f.Reason), f.Kind)
 	t := newTree(ctx, m, p.cp.Size)
-	show := func(name string, index uint64) error {
+	proof := func(index uint64) ([]byte, error) {
 		leaf, err := m.leaf(index)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		path, err := t.path(index, index+1)
 		if err != nil {
-			return err
-		}
-		proof := (&c2sp.Proof{Extra: leaf, Index: index, Hashes: path, Checkpoint: p.note}).Bytes()
-		b.WriteString(name + "\n")
-		for _, line := range strings.SplitAfter(strings.TrimSuffix(string(proof), "\n"), "\n") {
-			b.WriteString("| " + strings.TrimSuffix(line, "\n") + "\n")
-		}
-		return nil
-	}
-	about := []uint64{f.Index}
-	if f.First != nil {
-		about = []uint64{*f.First, f.Index}
-	}
-	for i, index := range about {
-		if err := show([]string{"first", "second"}[i], index); err != nil {
 			return nil, err
+		}
+		return (&c2sp.Proof{Extra: leaf, Index: index, Hashes: path, Checkpoint: p.note}).Bytes(), nil
+	}
+	about := f.Index
+	if f.First != nil {
+		about = *f.First
+	}
+	first, err := proof(about)
+	if err != nil {
+		return nil, err
+	}
+	switch f.Kind {
+	case KindMalformed:
+		return (&c2sp.Evidence{Claim: c2sp.ClaimMalformed, First: first, Remarks: []string{oneLine(f.Reason)}}).Bytes(), nil
+	case KindAfterEnd:
+		return (&c2sp.Evidence{Claim: c2sp.ClaimAfterEnd, First: first, Remarks: []string{oneLine(f.Reason)}}).Bytes(), nil
+	}
+	second, err := proof(f.Index)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.WriteString(findingHeader)
+	fmt.Fprintf(&b, "# The log gave one file name two contents: %s.\n", oneLine(f.Reason))
+	b.WriteString("# Below are the proofs of the two entries. That nothing allows it, a reject, or a\n" +
+		"# registry policy and what that asks for, is for you to see in the entries between them.\n")
+	fmt.Fprintf(&b, "claim %s\n", f.Kind)
+	for _, part := range []struct {
+		name  string
+		proof []byte
+	}{{"first", first}, {"second", second}} {
+		b.WriteString(part.name + "\n")
+		for line := range bytes.Lines(part.proof) {
+			b.WriteString("| ")
+			b.Write(line)
 		}
 	}
 	return b.Bytes(), nil

@@ -37,10 +37,8 @@ import (
 )
 
 const (
-	// maxUploads is how many add-entries requests are read at once, and
-	// maxPerClient how many of one client address.
-	maxUploads   = 16
-	maxPerClient = 4
+	// maxUploads is how many add-entries requests are read at once.
+	maxUploads = 16
 	// stepTimeout is how long a client may take for what comes next of its body.
 	stepTimeout = 20 * time.Second
 	// maxCheckpointBody is the most bytes of an add-checkpoint request.
@@ -49,17 +47,23 @@ const (
 
 // clients counts the requests under way of each client address.
 type clients struct {
-	mu  sync.Mutex
-	now map[string]int // guarded by mu
+	most int
+	mu   sync.Mutex
+	now  map[string]int // guarded by mu
 }
 
-func newClients() *clients { return &clients{now: map[string]int{}} }
+func newClients(most int) *clients {
+	if most <= 0 {
+		most = 4
+	}
+	return &clients{most: most, now: map[string]int{}}
+}
 
 // enter takes a place for a client; leave gives it back.
 func (c *clients) enter(name string) (leave func(), ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.now[name] >= maxPerClient {
+	if c.now[name] >= c.most {
 		return nil, false
 	}
 	c.now[name]++

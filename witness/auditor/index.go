@@ -210,7 +210,7 @@ type Finding struct {
 	Reason string
 	Seen   time.Time
 	Count  uint64 // of unreadable entries
-	File   []byte // the evidence, once the tree that holds the entry is complete; nil before
+	File   []byte // the evidence, if it blocks and the tree that holds the entry is complete
 }
 
 // The kinds of findings. Nothing beyond one of the first three is cosigned.

@@ -12,6 +12,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -521,6 +522,45 @@ func TestEveryMust(t *testing.T) {
 			t.Errorf("it is another bundle: %v", err)
 		}
 	})
+}
+
+// TestLimits: one client cannot take all the places, and one that stands still
+// takes its own alone.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.grow(300)
+	r.want(r.addCheckpoint(0), 200)
+	p := r.push(0, 300)
+	from := func(client string, body io.Reader) *http.Request {
+		req := httptest.NewRequest("POST", "/add-entries", body)
+		req.Header.Set("Content-Type", "application/octet-stream")
+		req.RemoteAddr = client
+		return req
+	}
+	var standing sync.WaitGroup
+	release := make(chan struct{})
+	hold := func(client string) {
+		arrived := make(chan struct{})
+		standing.Go(func() {
+			r.send(from(client, &interrupted{first: p.header(), then: func() { close(arrived); <-release }, err: io.ErrUnexpectedEOF}))
+		})
+		<-arrived
+	}
+	for n := range 4 {
+		hold(fmt.Sprintf("192.0.2.1:%d", n))
+	}
+	if a := r.want(r.send(from("192.0.2.1:99", nil)), 429); a.header.Get("Retry-After") != "1" {
+		t.Error("429 without Retry-After")
+	}
+	for n := range maxUploads - 4 {
+		hold(fmt.Sprintf("192.0.2.%d:1", 10+n))
+	}
+	r.want(r.send(from("192.0.2.99:1", nil)), 503)
+	close(release)
+	standing.Wait()
+	r.want(r.send(from("192.0.2.1:99", bytes.NewReader(p.body()))), 200)
+	r.verify()
 }
 
 // An interrupted body does something, or breaks off, in its middle.

@@ -123,7 +123,7 @@ func (a *Auditor) serveStatus(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// metrics are the figures of one auditor. deploy/prometheus alerts on these names.
+// metrics are the figures of one auditor.
 type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec

@@ -1,0 +1,220 @@
+package logserver
+
+// The log as a client of auditing mirrors: publishing never waits for one, what
+// it signs is attached afterwards, and nothing that one says is believed.
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/portbook/portbook/c2sp"
+	pb "github.com/portbook/portbook/proto/portbook/v1"
+	auditing "github.com/portbook/portbook/witness/auditor"
+)
+
+// withAuditor adds a real auditor to the rig and its policy. The log has to push:
+// the auditor follows nothing.
+func (r *rig) withAuditor(name string) *rigWitness {
+	r.t.Helper()
+	ctx := r.t.Context()
+	dir, err := auditing.CreateDir(ctx, filepath.Join(r.t.TempDir(), name), "auditor.example/"+name, time.Now())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := dir.Store.AddLog(ctx, r.signer.Key().Name(), []*c2sp.Key{r.signer.Key()}); err != nil {
+		r.t.Fatal(err)
+	}
+	a, err := auditing.New(ctx, auditing.Config{Dir: dir})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	w := &rigWitness{name: name, key: dir.Keys()[0], real: a.Handler()}
+	w.server = httptest.NewServer(w)
+	r.t.Cleanup(func() { w.server.Close(); dir.Close() })
+	r.policy = fmt.Sprintf("auditor %s %s %s\n%s", name, w.key, w.server.URL, r.policy)
+	return w
+}
+
+// proof is the checkpoint of the proof that GetProof builds of an entry now.
+func proofNote(t *testing.T, l *Log, index uint64) *c2sp.Note {
+	t.Helper()
+	left := maxAnswer
+	proofs, err := l.view(t.Context()).proofs(&pb.GetProofRequest{By: &pb.GetProofRequest_Index{Index: index}}, &left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := c2sp.ParseProof(proofs[0].Proof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	note, err := c2sp.ParseNote(p.Checkpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return note
+}
+
+// lines counts the lines on a note that say they are by k; each must verify.
+func lines(t *testing.T, n *c2sp.Note, k *c2sp.Key) (count int) {
+	t.Helper()
+	for _, s := range n.Sigs {
+		if k.Matches(s) {
+			count++
+			if _, err := k.VerifyNote(n.Text, s); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	return count
+}
+
+// TestLyingAuditor: whatever an auditor does, uploads are acknowledged, nothing
+// of it is published, and once it is honest its cosignature is attached.
+func TestLyingAuditor(t *testing.T) {
+	t.Parallel()
+	sample := newRig(t, 2, 1)
+	bad := badWitnesses(t, sample)
+	says := func(kind, body string, status int) func(*rigWitness) {
+		return func(w *rigWitness) {
+			w.pretend(func(rw http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				if strings.HasSuffix(r.URL.Path, "add-checkpoint") {
+					return // 200
+				}
+				rw.Header().Set("Content-Type", kind)
+				rw.WriteHeader(status)
+				io.WriteString(rw, body)
+			})
+		}
+	}
+	const info = "text/x.tlog.mirror-info"
+	for name, lie := range map[string]func(*rigWitness){
+		"202 for ever, without progress": says(info, "1\n0\n\n", 202),
+		"409 for ever":                   says(info, "1\n0\n\n", 409),
+		"409 of another size":            says(info, "77\n0\n\n", 409),
+		"409 without its three lines":    says(info, "1\n0\n", 409),
+		"409 with a huge entry":          says(info, "1\n9223372036854775807\n\n", 409),
+		"409 with a size that is none":   says(info, "1\n-1\n\n", 409),
+		"422":                            says("text/plain", "no", 422),
+	} {
+		bad[name] = lie
+	}
+	for name, lie := range bad {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 2, 1)
+			a := r.withAuditor("a1")
+			lie(a)
+			l := r.ready()
+			r.must(l, nth(1))
+			asked := func() bool { return a.asked.Load() > 0 }
+			waitFor(t, "the auditor to be asked", asked)
+			r.must(l, nth(2))
+			note, err := c2sp.ParseNote(l.Published().Note)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines(t, note, a.key) // what is there verifies
+			a.pretend(nil)
+			waitFor(t, "its cosignature on the proof of an early entry", func() bool { return lines(t, proofNote(t, l, 0), a.key) == 1 })
+			waitFor(t, "its cosignature on the public checkpoint", func() bool {
+				note, err := c2sp.ParseNote(l.Published().Note)
+				return err == nil && lines(t, note, a.key) == 1
+			})
+			// "the client MUST ignore any cosignatures from unknown keys": its second
+			// key is not in the policy.
+			for _, s := range proofNote(t, l, 0).Sigs {
+				if s.Name == a.key.Name() && !a.key.Matches(s) {
+					t.Error("a line of a key that the policy does not name is published")
+				}
+			}
+		})
+	}
+}
+
+// TestAuditorsCatchUp: an auditor that begins late gets the whole log, in several
+// requests, and one that knew more than is good gets what it lacks.
+func TestAuditorsCatchUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, 1)
+	a, b := r.withAuditor("a1"), r.withAuditor("a2")
+	b.down()
+	l := r.ready()
+	var submitting sync.WaitGroup
+	for n := range 600 {
+		submitting.Go(func() {
+			if _, err := r.submit(l, nth(n)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	submitting.Wait()
+	r.must(l, nth(600))
+	both := func(w *rigWitness) func() bool {
+		return func() bool {
+			note, err := c2sp.ParseNote(l.Published().Note)
+			return err == nil && l.Published().Size == 601 && lines(t, note, w.key) == 1
+		}
+	}
+	waitFor(t, "the first auditor", both(a))
+	b.pretend(nil)
+	waitFor(t, "the second", both(b))
+	waitFor(t, "the first still", both(a))
+
+	// Cosigned anew, the checkpoint loses nothing; the newer lines take the place of
+	// the older ones.
+	was, _ := l.board.get()
+	if err := l.pub.attempt(t.Context(), was.Size); err != nil {
+		t.Fatal(err)
+	}
+	now, err := c2sp.ParseNote(l.Published().Note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines(t, now, a.key) != 1 || lines(t, now, b.key) != 1 {
+		t.Errorf("cosigned anew, it has %d and %d lines of the auditors", lines(t, now, a.key), lines(t, now, b.key))
+	}
+
+	// After a restart too.
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a.down()
+	b.down()
+	l = r.ready()
+	if note := proofNote(t, l, 0); lines(t, note, a.key) != 1 {
+		t.Error("after a restart the proof has no auditor's line")
+	}
+}
+
+// TestAuditorInTheQuorumIsRefused: it could never publish.
+func TestAuditorInTheQuorumIsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, 1)
+	r.withAuditor("a1")
+	good := r.policy
+	for _, quorum := range []string{"quorum a1\n", "group h any g a1\nquorum h\n"} {
+		r.policy = strings.Replace(good, "quorum g\n", quorum, 1)
+		if l, err := Open(t.Context(), r.config()); err == nil || !strings.Contains(err.Error(), "auditor a1 is in a group or the quorum") {
+			t.Errorf("%v", err)
+			if err == nil {
+				l.Close()
+			}
+		}
+	}
+	r.policy = good
+	l := r.ready()
+	r.policy = strings.Replace(good, "quorum g\n", "group h all g a1\nquorum h\n", 1)
+	if err := l.SetPolicy(r.config().Policy); err == nil {
+		t.Error("SetPolicy takes it")
+	}
+	r.policy = good
+	r.must(l, nth(1))
+}
