@@ -39,8 +39,9 @@ type auditor struct {
 }
 
 // newAuditors returns the auditors of a publish policy, none of which may have a
-// say in its quorum: it would wait for them, and they for it.
-func newAuditors(p *c2sp.Policy) ([]*auditor, error) {
+// say in its quorum: it would wait for them, and they for it. A private log has
+// none.
+func newAuditors(p *c2sp.Policy, private bool) ([]*auditor, error) {
 	for _, w := range p.Witnesses {
 		if !w.Auditor {
 			continue
@@ -52,7 +53,13 @@ func newAuditors(p *c2sp.Policy) ([]*auditor, error) {
 	list, err := newCosigners(p, true)
 	var out []*auditor
 	for _, c := range list {
+		slow := *c.http
+		slow.Timeout = auditTimeout // it reads and writes much more than a witness
+		c.http = &slow
 		out = append(out, &auditor{cosigner: c})
+	}
+	if private && len(out) > 0 {
+		return nil, fmt.Errorf("policy: auditor %s serves its mirror to everybody, and this log is private: take the line out", out[0].name)
 	}
 	return out, err
 }
@@ -411,12 +418,20 @@ func (b *board) keep(p Published) {
 	}
 }
 
+// forget lets proofs be built from the newest checkpoint alone: under another
+// policy an older one may be good for nothing.
+func (b *board) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.audited = Published{}
+}
+
 // forProof is the checkpoint that a proof of an entry is built from: the newest,
 // or the newest that auditors have cosigned if that covers the entry.
 func (b *board) forProof(newest Published, index uint64) Published {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if a := b.audited; a.audits > newest.audits && index < a.Size && a.Size <= newest.Size {
+	if a := b.audited; a.Quorum && a.audits > newest.audits && index < a.Size && a.Size <= newest.Size {
 		return a
 	}
 	return newest

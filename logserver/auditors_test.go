@@ -160,7 +160,7 @@ func TestAuditorsCatchUp(t *testing.T) {
 	both := func(w *rigWitness) func() bool {
 		return func() bool {
 			note, err := c2sp.ParseNote(l.Published().Note)
-			return err == nil && l.Published().Size == 601 && lines(t, note, w.key) == 1
+			return err == nil && l.Published().Size >= 601 && lines(t, note, w.key) == 1
 		}
 	}
 	waitFor(t, "the first auditor", both(a))
@@ -181,6 +181,27 @@ func TestAuditorsCatchUp(t *testing.T) {
 	if lines(t, now, a.key) != 1 || lines(t, now, b.key) != 1 {
 		t.Errorf("cosigned anew, it has %d and %d lines of the auditors", lines(t, now, a.key), lines(t, now, b.key))
 	}
+
+	// While a newer one has not, proofs are built from it, but not under another
+	// policy.
+	a.down()
+	b.down()
+	r.must(l, nth(601))
+	if note := proofNote(t, l, 0); lines(t, note, a.key) != 1 || lines(t, note, b.key) != 1 {
+		t.Error("once the auditors are gone, the proof of an entry that they have signed has lost their lines")
+	}
+	if err := l.SetPolicy(r.config().Policy); err != nil {
+		t.Fatal(err)
+	}
+	if note := proofNote(t, l, 0); lines(t, note, a.key) != 0 || !strings.Contains(note.Text, "\n602\n") {
+		t.Errorf("under a new policy the proof is under the old checkpoint:\n%s", note.Text)
+	}
+	a.pretend(nil)
+	b.pretend(nil)
+	waitFor(t, "the auditors again", func() bool {
+		note := proofNote(t, l, 601)
+		return lines(t, note, a.key) == 1 && lines(t, note, b.key) == 1
+	})
 
 	// After a restart too.
 	if err := l.Close(); err != nil {
@@ -210,6 +231,14 @@ func TestAuditorInTheQuorumIsRefused(t *testing.T) {
 		}
 	}
 	r.policy = good
+	private := r.config()
+	private.Private = true
+	if l, err := Open(t.Context(), private); err == nil || !strings.Contains(err.Error(), "serves its mirror to everybody") {
+		t.Errorf("a private log: %v", err)
+		if err == nil {
+			l.Close()
+		}
+	}
 	l := r.ready()
 	r.policy = strings.Replace(good, "quorum g\n", "group h all g a1\nquorum h\n", 1)
 	if err := l.SetPolicy(r.config().Policy); err == nil {
@@ -217,4 +246,29 @@ func TestAuditorInTheQuorumIsRefused(t *testing.T) {
 	}
 	r.policy = good
 	r.must(l, nth(1))
+}
+
+// TestLastCheckpointIsAudited: nothing comes after the end of a log, so its last
+// checkpoint waits a moment for the auditor.
+func TestLastCheckpointIsAudited(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, 1)
+	a := r.withAuditor("a1")
+	l := r.ready()
+	r.must(l, nth(1))
+	next := testSuccessor(t)
+	r.freeze(next)
+	r.ended(next)
+	select {
+	case <-l.ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("publishing has not ended")
+	}
+	note, err := c2sp.ParseNote(r.ended(next).Note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines(t, note, a.key) != 1 {
+		t.Error("the last checkpoint has no line of the auditor")
+	}
 }

@@ -195,7 +195,7 @@ func newLog(cfg Config, keys *keyring, src tileSource) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	auditors, err := newAuditors(cfg.Policy)
+	auditors, err := newAuditors(cfg.Policy, cfg.Private)
 	if err != nil {
 		return nil, err
 	}

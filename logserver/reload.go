@@ -24,7 +24,7 @@ func (l *Log) SetPolicy(p *c2sp.Policy) error {
 	if err != nil {
 		return err
 	}
-	auditors, err := newAuditors(&own)
+	auditors, err := newAuditors(&own, l.cfg.Private)
 	if err != nil {
 		return err
 	}
@@ -39,6 +39,7 @@ func (l *Log) SetPolicy(p *c2sp.Policy) error {
 		}
 	}
 	l.pub.quorum.Store(&quorum{&own, witnesses, auditors})
+	l.board.forget()
 	l.board.judge(func(p Published) bool {
 		_, err := own.Verify(p.Note)
 		return err == nil

@@ -176,7 +176,7 @@ func (a *Auditor) complete(ctx context.Context, b *book, known *witness.Log) err
 				return err
 			}
 		}
-		return b.mirror.prune(b.row.next, head.Size)
+		return errors.Join(b.mirror.prune(b.row.next, head.Size), b.mirror.publish(head.Note))
 	}
 	return b.mirror.prune(b.row.next, 0)
 }
@@ -429,6 +429,9 @@ func (a *Auditor) cosign(ctx context.Context, b *book, s *standing, p pending) (
 	head := witness.Head{Size: p.cp.Size, Root: p.cp.Root, Time: time.Unix(at.Unix(), 0), Note: note.Bytes()}
 	if err := a.store.Advance(ctx, b.origin, s.head, head); err != nil {
 		return nil, err
+	}
+	if err := b.mirror.publish(head.Note); err != nil {
+		a.log.Error("the mirror's checkpoint file is not the newest; the next start writes it", "error", err)
 	}
 	if err := a.step("answer"); err != nil {
 		return nil, err

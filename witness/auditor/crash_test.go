@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/portbook/portbook/c2sp"
 )
 
 var errDied = errors.New("the process died here")
@@ -83,6 +85,10 @@ func TestDeletedIndex(t *testing.T) {
 	}
 	r.use(must(OpenDir(context.Background(), r.dir.Path)))
 	r.verify()
+	file := must(os.ReadFile(filepath.Join(r.a.books[origin].mirror.dir, "checkpoint")))
+	if string(file) != r.get("/"+c2sp.OriginHash(origin)+"/checkpoint").body {
+		t.Errorf("the mirror's checkpoint file is\n%s", file)
+	}
 	if list := must(r.dir.Standings(context.Background())); list[0].Next != 600 || list[0].Pending != 600 {
 		t.Errorf("%+v", list[0])
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // prefetch is how many bundles are fetched ahead.
-const prefetch = 8
+const prefetch = 4
 
 // followState is how the following of a log goes, for people.
 type followState struct {
@@ -237,7 +237,7 @@ func (a *Auditor) fetch(ctx context.Context, b *book, src *source, cp c2sp.Check
 		start, end uint64
 		out        chan got
 	}
-	jobs := make(chan job, prefetch)
+	jobs := make(chan job, prefetch-1)
 	go func() {
 		defer close(jobs)
 		canonical(s.next, cp.Size, func(start, end uint64) error {

@@ -1,7 +1,7 @@
 package auditor
 
-// The copy of one log on disk: tiles and bundles under the paths of
-// c2sp.org/tlog-tiles, so that any web server could serve them, and any audit
+// The copy of one log on disk: checkpoint, tiles and bundles under the paths of
+// c2sp.org/tlog-tiles, so that any web server can serve them, and any audit
 // read them. A file gets its name once it is whole and durable, and only when
 // its bytes were proven part of a tree that the log signed. Of a partial tile
 // the widest is kept; narrower ones are its beginning, and are cut from it.
@@ -102,6 +102,24 @@ func (m *mirror) settle(dir string) error {
 	}
 	if err := syncDirs(dirs...); err != nil {
 		return fmt.Errorf("mirror: %w", err)
+	}
+	return nil
+}
+
+// publish writes the checkpoint beside the tiles. It is a copy, for those who read
+// the directory: what was cosigned stands in the database.
+func (m *mirror) publish(note []byte) error {
+	path := filepath.Join(m.dir, "checkpoint")
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, note) {
+		return nil
+	}
+	tmp := filepath.Join(m.dir, "tmp", "checkpoint")
+	err := os.WriteFile(tmp, note, 0o644)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fmt.Errorf("mirror: writing the checkpoint: %w", err)
 	}
 	return nil
 }
