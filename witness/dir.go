@@ -7,6 +7,7 @@ package witness
 // silently.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,13 +34,16 @@ const (
 // A Dir is an open witness directory.
 type Dir struct {
 	Path   string
-	Signer *c2sp.Signer
+	Signer *c2sp.Signer // nil, as is the second, once the witness has retired
 	MLDSA  *c2sp.Signer // nil in a witness that was made without
 	Store  *Store
 }
 
 // Keys returns the public keys, Ed25519 first.
 func (d *Dir) Keys() []*c2sp.Key {
+	if d.Signer == nil {
+		return d.Store.publicKeys()
+	}
 	keys := []*c2sp.Key{d.Signer.Key()}
 	if d.MLDSA != nil {
 		keys = append(keys, d.MLDSA.Key())
@@ -103,29 +107,45 @@ func CreateDirOn(ctx context.Context, path, name, uri string, now time.Time) (_ 
 	return d, nil
 }
 
-// OpenDir opens an existing witness.
-func OpenDir(path string) (_ *Dir, err error) {
+// OpenDir opens an existing witness. One that has retired needs no keys.
+func OpenDir(path string) (*Dir, error) {
 	d := &Dir{Path: path}
-	if d.Signer, err = ReadKey(filepath.Join(path, KeyFile)); err != nil {
-		return nil, err
+	keyErr := d.readKeys()
+	var err error
+	if d.Store, err = OpenStoreOf(path); err != nil {
+		return nil, cmp.Or(keyErr, err)
 	}
-	second := filepath.Join(path, MLDSAKeyFile)
-	if _, err := os.Lstat(second); !errors.Is(err, fs.ErrNotExist) {
-		if d.MLDSA, err = ReadKey(second); err != nil {
-			return nil, err
-		}
+	retired, err := d.Store.Retirement(context.Background())
+	switch {
+	case err != nil:
+	case retired != nil:
+		d.Signer, d.MLDSA = nil, nil
+	case keyErr != nil:
+		err = keyErr
+	default:
+		err = d.Store.belongsTo(d.Keys())
 	}
-	if d.Store, err = openStoreOf(path); err != nil {
-		return nil, err
-	}
-	if err := d.Store.belongsTo(d.Keys()); err != nil {
+	if err != nil {
 		return nil, errors.Join(err, d.Store.Close())
 	}
 	return d, nil
 }
 
-// openStoreOf opens the state of the witness in the directory at path.
-func openStoreOf(path string) (*Store, error) {
+func (d *Dir) readKeys() (err error) {
+	if d.Signer, err = ReadKey(filepath.Join(d.Path, KeyFile)); err != nil {
+		return err
+	}
+	second := filepath.Join(d.Path, MLDSAKeyFile)
+	if _, err := os.Lstat(second); !errors.Is(err, fs.ErrNotExist) {
+		if d.MLDSA, err = ReadKey(second); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// OpenStoreOf opens the state of the witness in the directory at path.
+func OpenStoreOf(path string) (*Store, error) {
 	file := filepath.Join(path, StoreFile)
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 		return OpenStore(filepath.Join(path, DatabaseFile))

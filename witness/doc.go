@@ -11,6 +11,9 @@
 // [Witness] decides, [Store] remembers, [Dir] is where both live on disk. The
 // package knows no log entry and no leaf: a witness cannot care about content.
 //
-// Specifications: c2sp.org/tlog-witness (add-checkpoint and the monitor
-// retrieval mechanism; sign-subtree is not offered), c2sp.org/tlog-cosignature.
+// A request that the log signed and that contradicts what was cosigned before is
+// kept and published (evidence.go); a witness ends by [Store.Retire].
+//
+// Specifications: c2sp.org/tlog-witness (add-checkpoint, sign-subtree and the
+// monitor retrieval mechanism), c2sp.org/tlog-cosignature.
 package witness

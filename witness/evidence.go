@@ -319,7 +319,7 @@ func (w *Witness) listEvidence(rw http.ResponseWriter, r *http.Request) {
 			Name string
 			List []*Fork
 			Next string
-		}{w.signers[0].Key().Name(), list, next}); err != nil {
+		}{w.keys[0].Name(), list, next}); err != nil {
 			w.log.Debug("the list of evidence was not read to its end", "error", err)
 		}
 		return
@@ -336,7 +336,7 @@ func (w *Witness) listEvidence(rw http.ResponseWriter, r *http.Request) {
 		Witness  string   `json:"witness"`
 		Evidence []listed `json:"evidence"`
 		Next     string   `json:"next,omitempty"` // relative: older evidence
-	}{w.signers[0].Key().Name(), []listed{}, next}
+	}{w.keys[0].Name(), []listed{}, next}
 	for _, f := range list {
 		out.Evidence = append(out.Evidence, listed{f.Name(), f.Origin, f.Claim(), f.OursSize, f.Size, f.Seen.UTC().Format(time.RFC3339)})
 	}

@@ -6,6 +6,7 @@ package witness
 //	POST /sign-subtree              200 signature lines
 //	GET  /<origin hash>/checkpoint  200 the checkpoint with our cosignatures
 //	GET  /                          200 the status page, for people
+//	GET  /retirement                200 once it has ended, see retire.go
 //	GET  /evidence/                 200 what logs were caught at, see evidence.go
 //
 // Every other answer is a problem document (RFC 9457).
@@ -39,6 +40,7 @@ func (w *Witness) Handler() http.Handler {
 	mux.Handle("/add-checkpoint", only(http.MethodPost, w.sign(w.addCheckpoint)))
 	mux.Handle("/sign-subtree", only(http.MethodPost, w.sign(w.signSubtree)))
 	mux.Handle("/{hash}/checkpoint", only(http.MethodGet, w.serveCheckpoint))
+	mux.Handle("/retirement", only(http.MethodGet, w.serveStatement))
 	mux.Handle("/{$}", only(http.MethodGet, w.serveStatus))
 	mux.HandleFunc("/", func(rw http.ResponseWriter, r *http.Request) {
 		problem(rw, http.StatusNotFound, "this is a c2sp.org/tlog-witness: it has add-checkpoint, sign-subtree and <origin hash>/checkpoint")
@@ -175,10 +177,13 @@ func (w *Witness) refuse(rw http.ResponseWriter, err error) {
 		fork      *ForkError
 		clock     *ClockError
 		busy      *BusyError
+		retired   *RetiredError
 	)
 	switch {
 	case errors.As(err, &malformed), errors.As(err, &oldSize):
 		problem(rw, http.StatusBadRequest, err.Error())
+	case errors.As(err, &retired): // the specification has no word for it; HTTP has
+		problem(rw, http.StatusGone, err.Error())
 	case errors.As(err, &unknown):
 		problem(rw, http.StatusNotFound, err.Error())
 	case errors.As(err, &signature):

@@ -84,7 +84,7 @@ type answered struct {
 // meanings are the status codes of add-checkpoint, for people.
 var meanings = map[int]string{
 	200: "cosigned", 400: "not in the grammar", 403: "not signed by the log", 404: "unknown log", 409: "the log has to start from another size",
-	413: "too large", 422: "not shown to be consistent, or a fork", 429: "too many requests", 500: "our own failure", 503: "our clock, or too many large requests",
+	410: "this witness has retired", 413: "too large", 422: "not shown to be consistent, or a fork", 429: "too many requests", 500: "our own failure", 503: "our clock, or too many large requests",
 }
 
 // answers lists what was answered since the start, by status.

@@ -66,15 +66,22 @@ func (w *Witness) serveStatus(rw http.ResponseWriter, r *http.Request) {
 		problem(rw, http.StatusInternalServerError, "the witness failed; its operator's journal has the cause")
 		return
 	}
+	retired, err := w.store.Retirement(r.Context())
+	if err != nil {
+		w.log.Error("the status page failed", "error", err)
+		problem(rw, http.StatusInternalServerError, "the witness failed; its operator's journal has the cause")
+		return
+	}
 	now := w.now()
 	page := struct {
 		Name                      string
+		Retired                   *Retirement
 		Keys                      []string
 		Now, Since                time.Time
 		Logs, Forked              []summary
 		Total, More, Fresh, Never int
 		Answers                   []answered
-	}{Name: w.signers[0].Key().Name(), Now: now, Since: w.started, Total: len(list), Answers: w.metrics.answers()}
+	}{Name: w.keys[0].Name(), Retired: retired, Now: now, Since: w.started, Total: len(list), Answers: w.metrics.answers()}
 	for _, k := range w.Keys() {
 		page.Keys = append(page.Keys, k.Alg().String()+", key ID "+fmt.Sprintf("%08x", k.ID()))
 	}

@@ -61,6 +61,7 @@ type Store struct {
 	insert   *sql.Stmt
 	replace  *sql.Stmt
 	serve    *sql.Stmt
+	retired  atomic.Pointer[Retirement]
 	parsed   sync.Map      // vkey (string) -> *c2sp.Key, of the keys in the database
 	mark     *mark         // nil: none is kept
 	unfollow chan struct{} // nil, or closed to end follow
@@ -90,6 +91,7 @@ const maxTogether = 256
 // A boundKey is a witness key that the state belongs to.
 type boundKey struct {
 	vkey    string
+	key     *c2sp.Key
 	created time.Time
 }
 
@@ -322,6 +324,9 @@ func (s *Store) load(ctx context.Context) error {
 		if err := rows.Scan(&k.vkey, &created); err != nil {
 			return fmt.Errorf("reading %s: %w", s.path, err)
 		}
+		if k.key, err = c2sp.ParseVKey(k.vkey); err != nil {
+			return fmt.Errorf("reading %s: %w", s.path, err)
+		}
 		k.created = time.Unix(created, 0)
 		s.keys = append(s.keys, k)
 	}
@@ -367,6 +372,9 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(s.read.Close(), s.write.Close(), s.mark.close())
 }
+
+// Name is the name of the witness that this state belongs to.
+func (s *Store) Name() string { return s.keys[0].key.Name() }
 
 // VKeys returns the witness keys that this state belongs to.
 func (s *Store) VKeys() []string {

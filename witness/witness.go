@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -42,7 +43,8 @@ type Config struct {
 
 // A Witness cosigns checkpoints. It is safe for concurrent use.
 type Witness struct {
-	signers []*c2sp.Signer // one key, one kind of statement
+	keys    []*c2sp.Key    // Ed25519 first
+	signers []*c2sp.Signer // one for each key, one kind of statement; none once it has retired
 	store   *Store
 	since   time.Time // when the state was made
 	now     func() time.Time
@@ -61,17 +63,31 @@ type Witness struct {
 }
 
 // New returns a witness. It refuses a store that was made for another key
-// ([ErrOtherKey]).
+// ([ErrOtherKey]). One that has retired needs no key, and takes none.
 func New(c Config) (*Witness, error) {
+	if c.Store == nil {
+		return nil, errors.New("a witness needs a database")
+	}
+	retired, err := c.Store.Retirement(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if retired != nil {
+		c.Signer, c.MLDSA = nil, nil
+	}
 	switch {
-	case c.Signer == nil || c.Store == nil:
+	case retired != nil:
+	case c.Signer == nil:
 		return nil, errors.New("a witness needs a key and a database")
 	case c.Signer.Key().Alg() != c2sp.AlgEd25519Cosig:
 		return nil, fmt.Errorf("key %s is of type %s; this witness cosigns with Ed25519 (0x04)", c.Signer.Key(), c.Signer.Key().Alg())
 	}
-	w := &Witness{signers: []*c2sp.Signer{c.Signer}, store: c.Store, now: c.Now, log: c.Logger,
+	w := &Witness{store: c.Store, now: c.Now, log: c.Logger,
 		big:  make(chan struct{}, bigBodies),
 		warn: rate.NewLimiter(rate.Every(10*time.Second), 20)}
+	if c.Signer != nil {
+		w.signers = append(w.signers, c.Signer)
+	}
 	if c.MLDSA != nil {
 		k := c.MLDSA.Key()
 		if k.Alg() != c2sp.AlgMLDSA44 || k.Name() != c.Signer.Key().Name() {
@@ -87,6 +103,10 @@ func New(c Config) (*Witness, error) {
 		if since.After(w.since) {
 			w.since = since
 		}
+		w.keys = append(w.keys, signer.Key())
+	}
+	if retired != nil {
+		w.keys = c.Store.publicKeys()
 	}
 	w.logs, w.clients = newLimits(c.PerLog, Rate{200, 1000}), newLimits(c.PerClient, Rate{1000, 5000})
 	if w.now == nil {
@@ -105,13 +125,7 @@ func New(c Config) (*Witness, error) {
 }
 
 // Keys returns the public keys of the witness, Ed25519 first.
-func (w *Witness) Keys() []*c2sp.Key {
-	var keys []*c2sp.Key
-	for _, s := range w.signers {
-		keys = append(keys, s.Key())
-	}
-	return keys
-}
+func (w *Witness) Keys() []*c2sp.Key { return slices.Clone(w.keys) }
 
 // A request is an add-checkpoint request whose whole grammar has been read. Its
 // checkpoint is still anybody's word.
@@ -157,6 +171,9 @@ func (w *Witness) addCheckpoint(ctx context.Context, body []byte) (origin string
 	// that hangs must not collect requests without end.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 	defer cancel()
+	if r := w.store.retired.Load(); r != nil {
+		return req.cp.Origin, nil, &RetiredError{*r}
+	}
 	for range maxAttempts {
 		lines, err := w.attempt(ctx, req)
 		if errors.Is(err, errMoved) {
@@ -210,6 +227,9 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 		w.testBeforeAdvance()
 	}
 	if err := w.store.advance(ctx, req.cp.Origin, known.Head, head); err != nil {
+		if r, _ := w.store.Retirement(ctx); r != nil {
+			return nil, &RetiredError{*r} // since this server started
+		}
 		return nil, err
 	}
 	return lines, nil
@@ -346,6 +366,11 @@ func (w *Witness) signSubtree(ctx context.Context, body []byte) (origin string, 
 func (w *Witness) judgeSubtree(ctx context.Context, req *c2sp.SignSubtree, cp c2sp.Checkpoint, note *c2sp.Note) ([]byte, error) {
 	if _, err := w.store.Log(ctx, cp.Origin); err != nil {
 		return nil, err
+	}
+	if r, err := w.store.Retirement(ctx); err != nil {
+		return nil, err
+	} else if r != nil {
+		return nil, &RetiredError{*r}
 	}
 	if err := w.signedByUs(cp.Origin, note); err != nil {
 		return nil, err

@@ -101,6 +101,11 @@ taken away, whatever a list says; where it says otherwise, that is reported.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		defer d.Close()
+		if r, err := d.Store.Retirement(cmd.Context()); err != nil {
+			return err
+		} else if r != nil {
+			return cli.Exit(cli.Refused, fmt.Errorf("this witness has retired at %s: begin a new one, with a new name, in a new directory", r.Time.Format(time.RFC3339)))
+		}
 		a := adding{d: d, out: cmd.OutOrStdout(), another: *another, many: *file != "" || *list != ""}
 		for _, n := range notes {
 			fmt.Fprintln(a.out, "Left out, "+shown(n))

@@ -33,7 +33,7 @@ new witness under a new name.
 Exit codes, for every command: 0 done, 1 refused, 2 usage, 3 infrastructure
 (network, disk).`,
 	}
-	root.AddCommand(initCmd(), showCmd(), addLogCmd(), listLogsCmd(), markCmd(), instancesCmd(), bastionKeyCmd(), serveCmd(), auditCmd())
+	root.AddCommand(initCmd(), showCmd(), addLogCmd(), listLogsCmd(), markCmd(), instancesCmd(), bastionKeyCmd(), serveCmd(), auditCmd(), retireCmd())
 	return root
 }
 
