@@ -29,7 +29,7 @@ type mutant struct {
 	file string // from the root of the module
 	old  string // stands in the file exactly once
 	new  string
-	test string // arguments of go test, one of which fails
+	test string // -run EXPRESSION, or nothing for all tests, and the package
 }
 
 // apply returns the file as the mutant has it.
@@ -41,7 +41,7 @@ func (m mutant) apply(src string) (string, error) {
 }
 
 // goTool runs the go command in root, on the files of overlay (path: content)
-// instead of those that are there; what it runs does so too.
+// instead of those that are there.
 func goTool(root, temp string, overlay map[string]string, args ...string) ([]byte, error) {
 	replace := map[string]string{}
 	for file, content := range overlay {
@@ -59,9 +59,8 @@ func goTool(root, temp string, overlay map[string]string, args ...string) ([]byt
 	if err := os.WriteFile(list, raw, 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("go", args...)
+	cmd := exec.Command("go", append([]string{args[0], "-overlay", list}, args[1:]...)...)
 	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+list)
 	return cmd.CombinedOutput()
 }
 
@@ -76,13 +75,18 @@ func (m mutant) try(root, temp string) (killed bool, out []byte, err error) {
 	if err != nil {
 		return false, nil, err
 	}
-	overlay := map[string]string{m.file: changed}
 	args := strings.Fields(m.test)
-	pkg := args[len(args)-1]
-	if out, err := goTool(root, temp, overlay, "test", "-count=1", "-run", "^$", pkg); err != nil {
+	pkg, args := args[len(args)-1], args[:len(args)-1]
+	program := filepath.Join(temp, "test")
+	if out, err := goTool(root, temp, map[string]string{m.file: changed}, "test", "-c", "-o", program, pkg); err != nil {
 		return false, out, fmt.Errorf("%s: it does not compile", m.name)
 	}
-	out, err = goTool(root, temp, overlay, append([]string{"test", "-count=1", "-v", "-failfast", "-timeout", "3m"}, args...)...)
+	for i := range args {
+		args[i] = strings.Replace(args[i], "-run", "-test.run", 1)
+	}
+	cmd := exec.Command(program, append(args, "-test.v", "-test.failfast", "-test.timeout=3m")...)
+	cmd.Dir = filepath.Join(root, pkg)
+	out, err = cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
@@ -90,7 +94,7 @@ func (m mutant) try(root, temp string) (killed bool, out []byte, err error) {
 	case err != nil:
 		return false, out, err
 	case !strings.Contains(string(out), "--- PASS"):
-		return false, out, fmt.Errorf("%s: go test %s runs no test", m.name, m.test)
+		return false, out, fmt.Errorf("%s: there is no such test: %s", m.name, m.test)
 	}
 	return false, out, nil
 }

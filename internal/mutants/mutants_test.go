@@ -77,7 +77,7 @@ func TestOutcomes(t *testing.T) {
 		{mutant{"rotten", "m.go", "a > b", "a >= b", "-run TestLess ."}, false, "stands 0 times"},
 		{mutant{"twice", "m.go", "return", "", "-run TestLess ."}, false, "stands 2 times"},
 		{mutant{"no go", "m.go", "a < b", "a <", "-run TestLess ."}, false, "does not compile"},
-		{mutant{"no test", "m.go", "a < b", "a <= b", "-run TestMore ."}, false, "runs no test"},
+		{mutant{"no test", "m.go", "a < b", "a <= b", "-run TestMore ."}, false, "no such test"},
 	} {
 		dead, out, err := row.m.try(root, t.TempDir())
 		if dead != row.dead || (err == nil) != (row.err == "") || err != nil && !strings.Contains(err.Error(), row.err) {
