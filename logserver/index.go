@@ -985,11 +985,11 @@ func (x *index) replay(ctx context.Context, t tree, progress func(done, size int
 				}
 			}
 		}
-		if err := t.matches(i, leaf); err != nil {
+		hash := entry.LeafHash(leaf)
+		if err := t.matches(i, hash); err != nil {
 			return err
 		}
 		e, err := entry.Parse(leaf)
-		hash := entry.LeafHash(leaf)
 		if err != nil { // of a newer server, say; a log does not end at one
 			x.logger.Warn("an entry of an unknown version: it is found by index and leaf hash alone", "index", i, "err", err)
 			x.append([]uint64{findKey(hash), unreadableKey})
@@ -1049,7 +1049,7 @@ func (b *bundle) leaf(n int64, at int) ([]byte, error) {
 	if b == nil || at >= len(b.leaves) {
 		return nil, fmt.Errorf("%w: the log has no entry %d", errUnreadable, n*tileWidth+int64(at))
 	}
-	return b.leaves[at], matches(n*tileWidth+int64(at), b.leaves[at], b.hashes[at])
+	return b.leaves[at], matches(n*tileWidth+int64(at), entry.LeafHash(b.leaves[at]), b.hashes[at])
 }
 
 const leafBundles = 32 // some 4 MB

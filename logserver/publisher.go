@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/mod/sumdb/tlog"
@@ -362,7 +363,7 @@ func leavesMatchTiles(t tree, from int64) error {
 		from--
 	}
 	return t.each(from, func(index int64, leaf []byte) error {
-		if err := t.matches(index, leaf); err != nil {
+		if err := t.matches(index, entry.LeafHash(leaf)); err != nil {
 			return err
 		}
 		if index < t.size-1 && successorLeaf(leaf) != nil {

@@ -5,6 +5,7 @@ package logserver
 // that are not what the published checkpoint says.
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -12,11 +13,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
@@ -59,43 +64,152 @@ func DigestIndex(ctx context.Context, dir string) (d IndexDigest, err error) {
 	t := tree{ctx: ctx, src: directory(filepath.Join(dir, engineDir)), size: d.Size}
 	x.tree = func(size int64) tree { at := t; at.size = size; return at }
 	x.readUpTo(func() (uint64, error) { return integratedSize(ctx, dir, uint64(d.Size)) })
-	type row struct {
-		key   [32]byte
-		index uint64
-	}
-	var rows []row
-	view := indexRows{x}
-	for i := range uint64(d.Size) {
-		if err := ctx.Err(); err != nil {
-			return d, err
-		}
+	rows := rowSorter{most: rowsInMemory}
+	defer rows.close()
+	var adding sync.Mutex // held while rows is added to
+	one := func(i uint64) error {
 		e, err := x.entryAt(int64(i))
 		if errors.Is(err, entry.ErrVersion) {
-			continue
+			return nil
 		}
 		if err != nil {
-			return d, err
+			return err
 		}
 		key, _, err := slotKey(e)
 		if err != nil {
-			return d, err
+			return err
 		}
-		r, err := view.row(key)
-		if err != nil {
-			return d, err
+		r, err := indexRows{x}.row(key)
+		if err != nil || r == nil || r.index != i {
+			return err
 		}
-		if r != nil && r.index == i {
-			rows = append(rows, row{key, i})
-		}
+		adding.Lock()
+		defer adding.Unlock()
+		return rows.add(digestRow(binary.BigEndian.AppendUint64(key[:], i)))
 	}
-	slices.SortFunc(rows, func(a, b row) int { return bytes.Compare(a.key[:], b.key[:]) })
+	errs := make([]error, runtime.GOMAXPROCS(0))
+	var working sync.WaitGroup
+	var next atomic.Int64 // bundle
+	for w := range errs {
+		working.Go(func() {
+			for n := next.Add(1) - 1; n*tileWidth < d.Size && errs[w] == nil; n = next.Add(1) - 1 {
+				errs[w] = ctx.Err()
+				for i := n * tileWidth; i < min((n+1)*tileWidth, d.Size) && errs[w] == nil; i++ {
+					errs[w] = one(uint64(i))
+				}
+			}
+		})
+	}
+	working.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return d, err
+	}
 	h := sha256.New()
-	for _, r := range rows {
-		h.Write(binary.BigEndian.AppendUint64(r.key[:], r.index))
+	if err := rows.sorted(func(r digestRow) { d.Rows++; h.Write(r[:]) }); err != nil {
+		return d, err
 	}
-	d.Rows = int64(len(rows))
 	h.Sum(d.Sum[:0])
 	return d, nil
+}
+
+// digestRow is a key and, big-endian, the index of the entry that has it.
+type digestRow [32 + 8]byte
+
+func (r digestRow) compare(o digestRow) int { return bytes.Compare(r[:], o[:]) }
+
+// rowsInMemory are 10 MiB.
+const rowsInMemory = 1 << 18
+
+// rowSorter sorts rows by their keys in bounded memory: what is more goes to a
+// temporary file without a name, in sorted parts.
+type rowSorter struct {
+	most  int // rows in memory
+	rows  []digestRow
+	file  *os.File // nil: none is needed yet
+	parts []*bufio.Reader
+	end   int64 // of the file
+}
+
+func (s *rowSorter) add(r digestRow) error {
+	if len(s.rows) < s.most {
+		s.rows = append(s.rows, r)
+		return nil
+	}
+	if err := s.spill(); err != nil {
+		return fmt.Errorf("%w: temporary file in %s: %w", ErrStorage, os.TempDir(), withoutPath(err))
+	}
+	s.rows = append(s.rows[:0], r)
+	return nil
+}
+
+func (s *rowSorter) spill() (err error) {
+	if s.file == nil {
+		if s.file, err = os.CreateTemp("", "portbook-index-*"); err != nil {
+			return err
+		}
+		if err := os.Remove(s.file.Name()); err != nil {
+			return err
+		}
+	}
+	slices.SortFunc(s.rows, digestRow.compare)
+	raw := make([]byte, 0, len(s.rows)*len(digestRow{}))
+	for _, r := range s.rows {
+		raw = append(raw, r[:]...)
+	}
+	if _, err := s.file.WriteAt(raw, s.end); err != nil {
+		return err
+	}
+	s.parts = append(s.parts, bufio.NewReaderSize(io.NewSectionReader(s.file, s.end, int64(len(raw))), 16<<10))
+	s.end += int64(len(raw))
+	return nil
+}
+
+// sorted calls do with every row, in order, once.
+func (s *rowSorter) sorted(do func(digestRow)) error {
+	slices.SortFunc(s.rows, digestRow.compare)
+	heads := make([]*digestRow, len(s.parts)) // the next of each part; nil: it has ended
+	next := func(i int) error {
+		heads[i] = new(digestRow)
+		_, err := io.ReadFull(s.parts[i], heads[i][:])
+		if err == io.EOF {
+			heads[i], err = nil, nil
+		}
+		return err
+	}
+	for i := range s.parts {
+		if err := next(i); err != nil {
+			return err
+		}
+	}
+	for rest := s.rows; ; {
+		least, from := (*digestRow)(nil), -1
+		if len(rest) > 0 {
+			least = &rest[0]
+		}
+		for i, head := range heads { // few: one for 262 144 rows
+			if head != nil && (least == nil || head.compare(*least) < 0) {
+				least, from = head, i
+			}
+		}
+		switch {
+		case least == nil:
+			return nil
+		case from < 0:
+			do(*least)
+			rest = rest[1:]
+			continue
+		}
+		do(*least)
+		if err := next(from); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *rowSorter) close() {
+	if s.file != nil {
+		s.file.Close() // and with it it is gone
+	}
 }
 
 // integratedSize is the size of the tree whose partial bundles are there.

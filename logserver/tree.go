@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/portbook/portbook/c2sp"
-	"github.com/portbook/portbook/entry"
 	"golang.org/x/mod/sumdb/tlog"
 )
 
@@ -192,17 +191,17 @@ func (t tree) leaves(from int64, n int) ([][]byte, error) {
 	return all[first : first+int64(n)], nil
 }
 
-// matches compares entry index with the tree's leaf.
-func (t tree) matches(index int64, leaf []byte) error {
+// matches compares the hash of entry index with the tree's leaf.
+func (t tree) matches(index int64, hash tlog.Hash) error {
 	tile, err := t.tile(0, index/tileWidth)
 	if err != nil {
 		return err
 	}
-	return matches(index, leaf, tile[0][index%tileWidth])
+	return matches(index, hash, tile[0][index%tileWidth])
 }
 
-func matches(index int64, leaf []byte, hash tlog.Hash) error {
-	if entry.LeafHash(leaf) != hash {
+func matches(index int64, hash, want tlog.Hash) error {
+	if hash != want {
 		return fmt.Errorf("%w: entry %d does not hash to its leaf in the tile", errUnreadable, index)
 	}
 	return nil

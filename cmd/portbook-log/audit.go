@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,13 +60,14 @@ read or checked, and nothing was found in the rest.`,
 	files := f.StringArray("checkpoint", nil, "`FILE` with a checkpoint that the log has published; may be given again")
 	witnesses := f.StringArray("witness", nil, "`URL` of a witness, to be asked what it has cosigned; may be given again")
 	tokenFile := f.String("read-token", "", "`FILE` with the read token of a private log, for --url")
-	memory := f.Int("max-memory", 256, "`MIB` of records kept in memory; what is more goes to temporary files")
+	memory := f.Int("max-memory", 64, "`MIB` of records kept in memory; what is more goes to temporary files")
 	temp := f.String("temp", "", "`DIRECTORY` for temporary files; default: the system's")
 	asJSON := f.Bool("json", false, "print one JSON object instead of text")
 	quiet := f.Bool("quiet", false, "no progress on standard error")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg := audit.Config{Dir: *dir, URL: *url, Mirror: *mirror, History: *history, Witnesses: *witnesses, MaxMemory: *memory << 20, TempDir: *temp}
+		debug.SetGCPercent(50) // records have no pointers: collecting them is cheap, and what is dead counts as memory
 		if *memory < 1 {
 			return cli.Usagef("--max-memory: want 1 or more")
 		}
