@@ -3,10 +3,12 @@ package logserver
 // A server that only reads: it serves a directory or a bucket that another
 // process writes, holds no key, takes no lock there and signs nothing.
 //
-//	checkpoint file ─▶ signed by the log? ─▶ not smaller, not another tree ─▶ its
+//	checkpoint file ─▶ signed by the log? ─▶ the policy's quorum, if one is given ─▶ not smaller, not another tree ─▶ its
 //	root from the tiles ─▶ consistent with the last ─▶ remembered, durably ─▶ served
 //
-// It believes the log's key and its own memory, not the storage. Who can change
+// It believes the log's key, the quorum of its policy and its own memory, not the
+// storage. Without a policy the log's key alone, so that who has it can show what
+// no witness has seen. Who can change
 // the storage can make it serve an old state, or nothing; who can also change its
 // state directory can make it serve an old state as if it were new. Every client
 // checks what it reads all the same.
@@ -49,6 +51,10 @@ type ReadOnlyConfig struct {
 	// Tokens is the credentials file of a private log; default: tokens.json in Dir.
 	Tokens string
 
+	// Policy is an accept policy: a checkpoint below its quorum is not served. Its
+	// log lines, if any, must have one of the keys. nil: the quorum is not judged.
+	Policy *c2sp.Policy
+
 	Private  bool          // also if the log.json or export.json in Dir says so
 	Every    time.Duration // between two looks at the checkpoint; 0 means 200 ms
 	MaxReads int           // as in Config
@@ -63,6 +69,10 @@ var errOnlyReads = errors.New("this server only reads: submit to the log itself"
 // ErrWentBack says that the storage shows a checkpoint that is not of the history
 // that was seen before: smaller, of another tree, or not the log's at all.
 var ErrWentBack = errors.New("the storage does not go on from what it showed before")
+
+// ErrBelowQuorum says that the storage shows a checkpoint that too few witnesses
+// of the policy have cosigned. That alone is no sign of another history.
+var ErrBelowQuorum = errors.New("the storage's checkpoint lacks the quorum of this server's policy")
 
 // filesSource reads tiles from Files.
 type filesSource struct{ Files }
@@ -90,7 +100,8 @@ func (f filesSource) read(ctx context.Context, t c2sp.Tile) ([]byte, error) {
 type follower struct {
 	checkpoint func(context.Context) ([]byte, error)
 	identity   func() (Identity, error)
-	path       string // of what it remembers
+	accept     *c2sp.Policy // nil: the quorum is not judged
+	path       string       // of what it remembers
 	every      time.Duration
 
 	last Published // owned by the goroutine that follows
@@ -134,8 +145,17 @@ func OpenReadOnly(ctx context.Context, cfg ReadOnlyConfig) (*Log, error) {
 	for _, k := range id.Keys {
 		c.Policy.Logs = append(c.Policy.Logs, c2sp.PolicyLog{Key: k.key})
 	}
+	keys := &keyring{origin: id.Origin, keys: id.Keys}
+	if cfg.Policy != nil {
+		own := *cfg.Policy
+		if err := keys.ownPolicy(&own); err != nil {
+			lock.release()
+			return nil, err
+		}
+		f.accept = &own
+	}
 	l := &Log{
-		cfg: c, keys: &keyring{origin: id.Origin, keys: id.Keys}, src: src, lock: lock, board: newBoard(), tiles: newTileCache(),
+		cfg: c, keys: keys, src: src, lock: lock, board: newBoard(), tiles: newTileCache(),
 		conflicts: newLimits(rate.Inf, 1), conflictsOf: newLimits(rate.Inf, 1), rates: newLimits(rate.Inf, 1),
 		rate: rate.NewLimiter(rate.Inf, 1), admission: admission{of: map[string]int{}},
 		quotas: newQuotas(c.Now), refusals: newRefusals(), follower: f,
@@ -243,7 +263,22 @@ func (l *Log) remembered() error {
 		return fmt.Errorf("what was seen before, in %s, is not of this log: %w; if the state directory is of another log, take another", l.cfg.Dir, err)
 	}
 	l.follower.last = Published{Size: cp.Size, Root: cp.Root, Note: raw, Quorum: true}
+	if err := l.follower.quorum(raw, cp.Size); err != nil {
+		l.cfg.Logger.Warn("what was seen before is held to, and not served", "err", err)
+		return nil // it was seen under another policy, or none
+	}
 	l.board.set(l.follower.last)
+	return nil
+}
+
+// quorum is nil if a checkpoint satisfies the policy, if there is one.
+func (f *follower) quorum(raw []byte, size uint64) error {
+	if f.accept == nil {
+		return nil
+	}
+	if _, err := f.accept.Verify(raw); err != nil {
+		return fmt.Errorf("%w: %d entries: %w", ErrBelowQuorum, size, err)
+	}
 	return nil
 }
 
@@ -280,7 +315,7 @@ func (f *follower) advance(ctx context.Context, l *Log) error {
 		return fmt.Errorf("%w: checkpoint: %w", ErrStorage, withoutPath(err))
 	}
 	if bytes.Equal(raw, f.last.Note) {
-		return nil
+		return f.quorum(raw, f.last.Size) // it may have been seen under another policy
 	}
 	cp, err := signedCheckpoint(raw, l.keys)
 	if err != nil {
@@ -288,6 +323,9 @@ func (f *follower) advance(ctx context.Context, l *Log) error {
 			return errors.New("the log's keys have changed: start this server again")
 		}
 		return fmt.Errorf("%w: the checkpoint: %w", ErrWentBack, err)
+	}
+	if err := f.quorum(raw, cp.Size); err != nil {
+		return err
 	}
 	switch {
 	case cp.Size < f.last.Size:

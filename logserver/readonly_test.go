@@ -289,3 +289,76 @@ func TestReadOnlyRefusesToStart(t *testing.T) {
 		t.Error("another key's checkpoint is served")
 	}
 }
+
+// TestReadOnlyJudgesTheQuorum: with a policy it moves to no checkpoint below it,
+// nor serves one that it saw without; what it served before is served on.
+func TestReadOnlyJudgesTheQuorum(t *testing.T) {
+	r := newRig(t, 3, 2)
+	l := r.ready()
+	r.bulk(l, 0, 20)
+	first := l.Published()
+	r.bulk(l, 20, 20)
+	full := l.Published()
+	l.Close()
+	dir := filepath.Join(r.dir, engineDir)
+	put := func(raw []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, checkpointFile), raw, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// few is the newest note with so many of its cosignatures: below the quorum.
+	few := func(cosignatures int) []byte {
+		n, err := c2sp.ParseNote(full.Note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return (&c2sp.Note{Text: n.Text, Sigs: n.Sigs[:1+cosignatures]}).Bytes()
+	}
+	judging := func(c *ReadOnlyConfig) {
+		c.VKeys, c.Policy = []*c2sp.Key{r.signer.Key()}, r.config().Policy
+	}
+	put(first.Note)
+	state := t.TempDir()
+	ro := r.mustReadOnly(dir, state, judging)
+	if err := ro.Ready(); err != nil || ro.Published().Size != first.Size {
+		t.Fatalf("a quorum is refused: %v", err)
+	}
+	for n := range 2 {
+		put(few(n))
+		waitFor(t, "the refusal", func() bool { return errors.Is(ro.Ready(), ErrBelowQuorum) })
+		if errors.Is(ro.Ready(), ErrWentBack) || string(ro.Published().Note) != string(first.Note) {
+			t.Errorf("with %d cosignatures: %v, size %d", n, ro.Ready(), ro.Published().Size)
+		}
+		put(first.Note)
+		waitFor(t, "it to go on", func() bool { return ro.Ready() == nil })
+	}
+	put(full.Note)
+	waitFor(t, "the quorum", func() bool { return ro.Ready() == nil && ro.Published().Size == full.Size })
+
+	// Seen without a policy: not served with one, and not gone back behind.
+	put(few(1))
+	trusting := t.TempDir()
+	ro = r.mustReadOnly(dir, trusting, func(c *ReadOnlyConfig) { c.VKeys = []*c2sp.Key{r.signer.Key()} })
+	if err := ro.Ready(); err != nil || ro.Published().Size != full.Size {
+		t.Fatalf("without a policy: %v", err)
+	}
+	ro.Close()
+	ro = r.mustReadOnly(dir, trusting, judging)
+	if err := ro.Ready(); !errors.Is(err, ErrBelowQuorum) || ro.Published().Note != nil {
+		t.Errorf("with a policy: %v, size %d", err, ro.Published().Size)
+	}
+	put(first.Note)
+	waitFor(t, "the step back to be seen", func() bool { return errors.Is(ro.Ready(), ErrWentBack) })
+	put(full.Note)
+	waitFor(t, "the quorum", func() bool { return ro.Ready() == nil && string(ro.Published().Note) == string(full.Note) })
+
+	stranger, err := c2sp.GenerateSigner("other.example", c2sp.AlgEd25519)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := r.readOnly(dir, t.TempDir(), judging, func(c *ReadOnlyConfig) { c.Policy.Logs = []c2sp.PolicyLog{{Key: stranger.Key()}} }); err == nil {
+		l.Close()
+		t.Error("a policy of another log is taken")
+	}
+}

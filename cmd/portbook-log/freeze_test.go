@@ -81,8 +81,8 @@ func TestRunbookCommandsRun(t *testing.T) {
 	}
 	join := strings.NewReplacer("\\\n", " ")
 	n := 0
-	for _, section := range strings.Split(string(page), "\n## ")[1:] {
-		m := regexp.MustCompile("`cmd/portbook-log/testdata/([a-z_]+\\.txt)`").FindStringSubmatch(section)
+	for _, section := range regexp.MustCompile("\n##+ ").Split(string(page), -1)[1:] {
+		m := regexp.MustCompile("`cmd/portbook-log/testdata/([a-z_/]+\\.txt)`").FindStringSubmatch(section)
 		if m == nil {
 			continue
 		}

@@ -10,10 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/internal/cli"
+	"github.com/portbook/portbook/logserver"
 	"github.com/portbook/portbook/logserver/migrate"
 	"github.com/portbook/portbook/logserver/trillian"
 	"github.com/spf13/cobra"
@@ -31,7 +34,7 @@ and in the end the target's own. Nothing is written to the source.
   portbook-log migrate --from posix --dir DIRECTORY --to trillian \
       --trillian 127.0.0.1:8090 --tiles s3://bucket/log --postgres DATABASE
   portbook-log migrate --from trillian --trillian 127.0.0.1:8090 --tree ID \
-      --tiles s3://bucket/log --vkey KEY --to posix --dir NEW --anchor FILE
+      --tiles s3://bucket/log --postgres DATABASE --to posix --dir NEW --anchor FILE
 
 To trillian it makes a tree, fills it as a PREORDERED_LOG and turns it into a
 LOG; Trillian's signer must run. The log's server must be stopped. With --postgres
@@ -42,6 +45,10 @@ From trillian the tree must be FROZEN and integrated to its end. The new
 directory gets an identity and an anchor; put the key and the credentials
 (tokens.json) there yourself. Never serve the log from both places.
 
+Keys are moved with what each is good for, retired ones too: from log.json into
+the database, and from the database (--postgres) into log.json. Where the servers'
+database is lost, name them: --vkey for each that signs, and --retired.
+
 An interrupted move goes on when it is started again with the same flags. A
 target that holds something else than the beginning of the log is refused.`,
 		Args: cobra.NoArgs,
@@ -51,36 +58,32 @@ target that holds something else than the beginning of the log is refused.`,
 	to := f.String("to", "", "`ENGINE` of the target: trillian or posix")
 	dir := dirFlag(cmd)
 	t := addTrillianFlags(cmd)
-	vkeys := f.StringArray("vkey", nil, "verifier `KEY` of the log, with --from trillian; the Ed25519 one first, may be given again")
-	postgres := f.String("postgres", "", "`DATABASE` to be made for the log's servers, with --to trillian, not Trillian's own: "+postgresHelp)
+	vkeys := f.StringArray("vkey", nil, "verifier `KEY` of the log, with --from trillian and without --postgres; the Ed25519 one first, may be given again")
+	retired := f.StringArray("retired", nil, "'KEY SIZE' of a retired key, as in a policy's retired line, beside --vkey; may be given again")
+	postgres := f.String("postgres", "", "`DATABASE` of the log's servers, not Trillian's own: made with --to trillian, read with --from trillian: "+postgresHelp)
 	anchor := f.String("anchor", "", "`FILE` of the new anchor, with --to posix: on another file system than the directory")
 	asJSON := f.Bool("json", false, "print one JSON object instead of text")
 	quiet := f.Bool("quiet", false, "no progress on standard error")
 	cli.Require(cmd, "from", "to")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		var keys []*c2sp.Key
+		var id logserver.Identity
 		switch *from + " " + *to {
 		case "posix trillian":
-			if *anchor != "" || len(*vkeys) > 0 {
-				return cli.Usagef("--anchor and --vkey belong to --from trillian --to posix")
+			if *anchor != "" || len(*vkeys)+len(*retired) > 0 {
+				return cli.Usagef("--anchor, --vkey and --retired belong to --from trillian --to posix")
 			}
 		case "trillian posix":
+			if t.tree == 0 || *anchor == "" || (*postgres == "") == (len(*vkeys) == 0) || *postgres != "" && len(*retired) > 0 {
+				return cli.Usagef("--from trillian needs --tree, and --postgres or else --vkey; --to posix needs --anchor")
+			}
 			if *postgres != "" {
-				return cli.Usagef("--postgres belongs to --to trillian")
+				id, err = logserver.ReadSharedIdentity(cmd.Context(), *postgres)
+			} else {
+				id, err = namedKeys(*vkeys, *retired)
 			}
-			if t.tree == 0 || *anchor == "" || len(*vkeys) == 0 {
-				return cli.Usagef("--from trillian needs --tree and --vkey, --to posix needs --anchor")
-			}
-			for i, v := range *vkeys {
-				k, err := c2sp.ParseVKey(v)
-				if err != nil {
-					return cli.Usagef("--vkey: %w", err)
-				}
-				if i == 0 && k.Alg() != c2sp.AlgEd25519 {
-					return cli.Usagef("--vkey: the first one must be the log's Ed25519 key")
-				}
-				keys = append(keys, k)
+			if err != nil {
+				return err
 			}
 		default:
 			return cli.Usagef("--from %s --to %s: want posix and trillian, or trillian and posix", *from, *to)
@@ -100,7 +103,7 @@ target that holds something else than the beginning of the log is refused.`,
 		if *to == "trillian" {
 			err = toTrillian(cmd.Context(), *dir, *postgres, cfg, progress, &done)
 		} else {
-			err = toPOSIX(cmd.Context(), *dir, *anchor, cfg, keys, progress, &done)
+			err = toPOSIX(cmd.Context(), *dir, *anchor, cfg, id, progress, &done)
 		}
 		if err != nil {
 			return err
@@ -118,6 +121,32 @@ target that holds something else than the beginning of the log is refused.`,
 		return nil
 	}
 	return cmd
+}
+
+// namedKeys is the identity of a log whose keys are given by hand.
+func namedKeys(active, retired []string) (id logserver.Identity, err error) {
+	for i, v := range active {
+		k, err := c2sp.ParseVKey(v)
+		if err != nil {
+			return id, cli.Usagef("--vkey: %w", err)
+		}
+		if i == 0 {
+			if k.Alg() != c2sp.AlgEd25519 {
+				return id, cli.Usagef("--vkey: the first one must be the log's Ed25519 key")
+			}
+			id.Origin, id.VKey = k.Name(), v
+		}
+		id.Keys = append(id.Keys, logserver.LogKey{VKey: v, State: logserver.KeyActive})
+	}
+	for _, line := range retired {
+		v, size, _ := strings.Cut(line, " ")
+		n, err := strconv.ParseUint(size, 10, 63)
+		if _, kerr := c2sp.ParseVKey(v); kerr != nil || err != nil || strconv.FormatUint(n, 10) != size {
+			return id, cli.Usagef("--retired %.200q: want a verifier key and the size that it signed last, 'KEY SIZE'", line)
+		}
+		id.Keys = append(id.Keys, logserver.LogKey{VKey: v, State: logserver.KeyRetired, UpTo: n})
+	}
+	return id, nil
 }
 
 // moved is what a move tells.
@@ -150,8 +179,8 @@ func toTrillian(ctx context.Context, dir, postgres string, cfg trillian.Config, 
 	return migrate.ToDatabase(ctx, s, postgres, trillian.NewEngine(d, nil), progress)
 }
 
-func toPOSIX(ctx context.Context, dir, anchor string, cfg trillian.Config, keys []*c2sp.Key, progress migrate.Progress, done *moved) error {
-	s, err := migrate.FromTrillian(ctx, cfg, keys)
+func toPOSIX(ctx context.Context, dir, anchor string, cfg trillian.Config, id logserver.Identity, progress migrate.Progress, done *moved) error {
+	s, err := migrate.FromTrillian(ctx, cfg, id)
 	if err != nil {
 		return err
 	}

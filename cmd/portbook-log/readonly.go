@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/client"
 	"github.com/portbook/portbook/internal/cli"
 	"github.com/portbook/portbook/logserver"
 	"github.com/spf13/cobra"
@@ -26,7 +27,7 @@ type readOnlyFlags struct {
 func addReadOnlyFlags(cmd *cobra.Command) readOnlyFlags {
 	f := cmd.Flags()
 	return readOnlyFlags{
-		on:     f.Bool("read-only", false, "serve the log, mirror or bucket (--dir s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION) that another process writes; no key, no policy, no anchor"),
+		on:     f.Bool("read-only", false, "serve the log, mirror or bucket (--dir s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION) that another process writes; no key, no anchor, a --policy only to judge the quorum"),
 		state:  f.String("state", "", "with --read-only: `DIRECTORY` of this server's own, for its lookup index and the newest checkpoint it has seen"),
 		vkeys:  f.StringArray("vkey", nil, "with --read-only: `KEY` of the log (may be repeated); default: those in the directory's log.json"),
 		tokens: f.String("tokens", "", "with --read-only and --private: the log's credentials `FILE`; default: tokens.json in the directory"),
@@ -37,7 +38,7 @@ func addReadOnlyFlags(cmd *cobra.Command) readOnlyFlags {
 func (r readOnlyFlags) given(cmd *cobra.Command) (bool, error) {
 	not := []string{"state", "vkey", "tokens"}
 	if *r.on {
-		not = []string{"policy", "key", "anchor-beside", "publish-interval", "republish", "exit-on-guard", "max-in-flight", "max-rate"}
+		not = []string{"key", "anchor-beside", "publish-interval", "republish", "exit-on-guard", "max-in-flight", "max-rate"}
 	}
 	for _, name := range not {
 		if cmd.Flags().Changed(name) {
@@ -64,7 +65,7 @@ type wiring struct {
 	maxWait                                    *time.Duration
 }
 
-func (r readOnlyFlags) serve(cmd *cobra.Command, dir string, w wiring, logger *slog.Logger) error {
+func (r readOnlyFlags) serve(cmd *cobra.Command, dir, policy string, w wiring, logger *slog.Logger) error {
 	if *w.maxReads < 1 {
 		return cli.Usagef("--max-reads: want 1 or more")
 	}
@@ -75,6 +76,13 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir string, w wiring, logger *s
 			return cli.Usagef("--vkey: %w", err)
 		}
 		cfg.VKeys = append(cfg.VKeys, k)
+	}
+	if policy != "" {
+		p, err := client.ReadPolicy(policy)
+		if err != nil {
+			return cli.Usage(err)
+		}
+		cfg.Policy = p
 	}
 	if strings.Contains(dir, "://") {
 		b, err := openBucket("dir", dir)

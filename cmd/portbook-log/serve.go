@@ -36,7 +36,10 @@ signs nothing and goes on serving reads; /readyz says why.
 With --read-only it serves what another process writes: a log's directory, a
 mirror made by export, or a bucket. Any number of them run beside the writer,
 each with a --state directory of its own. A checkpoint that the log did not
-sign, or that goes back, is not served; /readyz says so.
+sign, or that goes back, is not served; /readyz says so. With --policy (an accept
+policy, as clients have) neither is one that lacks its quorum. Without, the
+cosignatures are not looked at: what the log's key alone has signed is served, and
+its readers must judge the quorum, as clients and monitors do.
 
 ` + sharedHelp + `
 Any number of servers run so, each with a directory of its own that may be lost.
@@ -45,7 +48,7 @@ One that has the key stands for election: one at a time publishes.`,
 	}
 	dir := dirFlag(cmd)
 	f := cmd.Flags()
-	policy := f.String("policy", "", "publish policy `FILE` (c2sp.org/tlog-policy): the witnesses, their URLs and the quorum")
+	policy := f.String("policy", "", "publish policy `FILE` (c2sp.org/tlog-policy): the witnesses, their URLs and the quorum; with --read-only an accept policy, and optional")
 	keys := f.StringArray("key", nil, "`KEY` of the log, once for each that signs: see portbook-log key --help; default: log.key in the directory")
 	secrets := secretFlags(cmd)
 	httpAddr := f.String("http", "127.0.0.1:8080", "`ADDRESS` for tiles, checkpoint, REST and health")
@@ -72,7 +75,7 @@ One that has the key stands for election: one at a time publishes.`,
 		if on, err := readOnly.given(cmd); err != nil {
 			return err
 		} else if on {
-			return readOnly.serve(cmd, *dir, wiring{httpAddr, grpcAddr, adminAddr, cert, certKey, clientCA, plaintext, private, maxReads, maxWait},
+			return readOnly.serve(cmd, *dir, *policy, wiring{httpAddr, grpcAddr, adminAddr, cert, certKey, clientCA, plaintext, private, maxReads, maxWait},
 				slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 		}
 		if *maxInFlight < 1 || *maxRate < 1 || *maxReads < 1 {

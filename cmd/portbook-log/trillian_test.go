@@ -93,6 +93,25 @@ func TestTrillianScripts(t *testing.T) {
 		ts.Setenv("ROOT", m.Root)
 	}
 	p.Cmds["submit-many"] = submitMany
+	p.Cmds["log-file"] = func(ts *testscript.TestScript, _ bool, args []string) { // log-file TOKEN N: the Nth
+		n, err := strconv.Atoi(args[1])
+		ts.Check(err)
+		submitMany(ts, false, []string{args[0], args[1], strconv.Itoa(n + 1)})
+	}
+	p.Cmds["signed-by"] = func(ts *testscript.TestScript, neg bool, args []string) { // signed-by KEYFILE: the checkpoint of now
+		if signed, err := signedBy(ts, args[0]); err != nil || signed == neg {
+			ts.Fatalf("the checkpoint is signed by %s: %v, %v", args[0], signed, err)
+		}
+	}
+	p.Cmds["await-signature"] = func(ts *testscript.TestScript, _ bool, args []string) { // await-signature KEYFILE
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			if signed, err := signedBy(ts, args[0]); err == nil && signed {
+				return
+			} else if time.Now().After(deadline) {
+				ts.Fatalf("the checkpoint is not signed by %s: %v", args[0], err)
+			}
+		}
+	}
 	p.Cmds["copy"] = func(ts *testscript.TestScript, _ bool, args []string) { // copy FILE TO, mode 0600
 		raw, err := os.ReadFile(ts.MkAbs(args[0]))
 		ts.Check(err)
@@ -100,6 +119,52 @@ func TestTrillianScripts(t *testing.T) {
 	}
 	p.Cmds["snapshot"], p.Cmds["old-proofs"] = snapshot, oldProofs
 	testscript.Run(t, p)
+}
+
+// signedBy reports whether the checkpoint that the server at $HTTP shows bears the
+// signature of a key.
+func signedBy(ts *testscript.TestScript, file string) (bool, error) {
+	signer, err := c2sp.ParseSKey(strings.TrimSpace(ts.ReadFile(file)))
+	ts.Check(err)
+	note, err := c2sp.ParseNote(fetch("http://" + ts.Getenv("HTTP") + "/checkpoint"))
+	if err != nil {
+		return false, err
+	}
+	for _, s := range note.Sigs {
+		if signer.Key().Matches(s) && signer.Key().VerifyLog(note.Text, s) == nil {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// TestSharedRunbook: the script of docs/keys.md, A shared log, has every command
+// of the page, in the page's order.
+func TestSharedRunbook(t *testing.T) {
+	page, err := os.ReadFile("../../docs/keys.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest, err := os.ReadFile("testdata/trillian/rotate_key_shared.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(page), "```sh rotation-shared\n")
+	block, _, _ = strings.Cut(block, "```")
+	asInScript := strings.NewReplacer("portbook-log ", "exec portbook-log ", "DATABASE", "$SERVERS", "/srv/tiles", "tiles")
+	commands := 0
+	for line := range strings.Lines(block) {
+		want := asInScript.Replace(strings.TrimSpace(line))
+		_, after, ok := strings.Cut("\n"+string(rest), "\n"+want+"\n")
+		if !ok {
+			t.Fatalf("docs/keys.md says\n  %sthe script has no\n  %s\nat its place", line, want)
+		}
+		rest = []byte(after)
+		commands++
+	}
+	if commands != 5 {
+		t.Fatalf("%d commands found in docs/keys.md", commands)
+	}
 }
 
 // submitMany logs files FROM..TO-1 over gRPC and keeps their proofs in proofs/.
@@ -144,8 +209,8 @@ func submitMany(ts *testscript.TestScript, _ bool, args []string) { // submit-ma
 
 // oldProofs verifies every proof in proofs/: by itself, and that the tree it was
 // made in is a prefix of the one whose checkpoint and tiles are in two places.
-func oldProofs(ts *testscript.TestScript, _ bool, args []string) { // old-proofs CHECKPOINT TILES VKEY
-	policy, err := c2sp.ParsePolicy([]byte("log " + args[2] + "\nquorum none\n"))
+func oldProofs(ts *testscript.TestScript, _ bool, args []string) { // old-proofs CHECKPOINT TILES VKEY...
+	policy, err := c2sp.ParsePolicy([]byte("log " + strings.Join(args[2:], "\nlog ") + "\nquorum none\n"))
 	ts.Check(err)
 	now, err := policy.Verify([]byte(ts.ReadFile(args[0])))
 	ts.Check(err)

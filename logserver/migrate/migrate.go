@@ -116,10 +116,13 @@ func parseTreeState(raw []byte) (size uint64, root [32]byte, err error) {
 	return *state.Size, [32]byte(state.Root), nil
 }
 
-// FromTrillian opens a log on Trillian, whose keys are given: the first one is
-// the active Ed25519 key. The tree must be FROZEN and integrated to its end, or
-// entries could be left behind.
-func FromTrillian(ctx context.Context, cfg trillian.Config, keys []*c2sp.Key) (*Source, error) {
+// FromTrillian opens a log on Trillian, whose keys id names in every state. The
+// tree must be FROZEN and integrated to its end, or entries could be left behind.
+// A log that ends is not moved, as by FromDir.
+func FromTrillian(ctx context.Context, cfg trillian.Config, id logserver.Identity) (*Source, error) {
+	if id.Freeze != nil {
+		return nil, refused("the log ends (portbook-log freeze), and another one takes over: its tiles are served for reading where they are")
+	}
 	d, err := trillian.New(cfg)
 	if err != nil {
 		return nil, err
@@ -141,13 +144,7 @@ func FromTrillian(ctx context.Context, cfg trillian.Config, keys []*c2sp.Key) (*
 	if have != head {
 		return nil, refused("Trillian's tree has %d entries with the root %x, the tiles %d with %x: let a publisher finish first", head.Size, head.Hash, have.Size, have.Hash)
 	}
-	s := &Source{Size: have.Size, Root: have.Hash, store: cfg.Store}
-	for i, k := range keys {
-		if i == 0 {
-			s.Identity = logserver.Identity{Origin: k.Name(), VKey: k.String()}
-		}
-		s.Identity.Keys = append(s.Identity.Keys, logserver.LogKey{VKey: k.String(), State: logserver.KeyActive})
-	}
+	s := &Source{Identity: id, Size: have.Size, Root: have.Hash, store: cfg.Store}
 	published, err := cfg.Store.Get(ctx, trillian.CheckpointName)
 	return s, s.signed(published, err)
 }
@@ -181,6 +178,9 @@ func (s *Source) signed(raw []byte, err error) error {
 		key, err := c2sp.ParseVKey(k.VKey)
 		if err != nil {
 			return refused("a key of the log: %w", err)
+		}
+		if k.State == logserver.KeyRetired && s.at.Size > k.UpTo {
+			continue // what it signs beyond that is not the log's
 		}
 		for _, sig := range note.Sigs {
 			if key.Matches(sig) && key.VerifyLog(note.Text, sig) == nil {
