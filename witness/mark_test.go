@@ -158,3 +158,12 @@ func TestMarkSurvivesTornWrites(t *testing.T) {
 		}
 	}
 }
+
+// TestMarkInUse: a second program that takes the mark is refused, as if there
+// were none.
+func TestMarkInUse(t *testing.T) {
+	r, path := marked(t)
+	if m, err := openMark(path, r.dir.Store.markID()); err == nil || !strings.Contains(err.Error(), "in use") || !errors.Is(err, ErrNoMark) {
+		t.Errorf("%v, %v", m, err)
+	}
+}

@@ -68,7 +68,7 @@ var mutants = []mutant{
 	{"witness: mark not written", "witness/store.go", "return results, s.mark.raise(uint64(generation), \"\")", "return results, nil", "-run Mark|OldCopy ./witness"},
 	{"witness: fsync of the mark", "witness/mark.go", "if err := m.file.Sync(); err != nil {", "if err := error(nil); err != nil {", "-run TestPowerCut ./cmd/portbook-witness"},
 	{"witness: an old copy of the database", "witness/mark.go", "if err == nil && n < m.said.n {", "if err == nil && n+1 < m.said.n {", "-run TestOldCopyIsRefused ./witness"},
-	{"witness: two programs, one mark", "witness/mark.go", "syscall.LOCK_EX|syscall.LOCK_NB", "syscall.LOCK_SH|syscall.LOCK_NB", "-run TestScripts/mark ./cmd/portbook-witness"},
+	{"witness: two programs, one mark", "witness/mark.go", "syscall.LOCK_EX|syscall.LOCK_NB", "syscall.LOCK_SH|syscall.LOCK_NB", "-run TestMarkInUse ./witness"},
 	{"witness: compare-and-swap", "witness/store.go", "\tif n != 1 {\n\t\treturn errMoved\n", "\tif n > 1 {\n\t\treturn errMoved\n", "-run TestForksRace|TestOneOfThousandWins ./witness"},
 	{"witness: old size below its own", "witness/witness.go", "if req.old != have {", "if req.old > have {", "-run TestEveryMust ./witness"},
 	{"witness: the root of an equal size", "witness/witness.go", "if req.old == req.cp.Size && req.cp.Root != head.Root {", "if req.old == req.cp.Size {\n\t\treturn nil\n\t}\n\tif req.old == req.cp.Size && req.cp.Root != head.Root {", "-run TestEveryMust ./witness"},
