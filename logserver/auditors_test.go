@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
 	auditing "github.com/portbook/portbook/witness/auditor"
 )
@@ -271,4 +272,35 @@ func TestLastCheckpointIsAudited(t *testing.T) {
 	if lines(t, note, a.key) != 1 {
 		t.Error("the last checkpoint has no line of the auditor")
 	}
+}
+
+// TestSharedAuditor: the elected server of a shared log asks the auditors, and
+// every frontend's proofs and checkpoint have their cosignatures, also after
+// another one was elected.
+func TestSharedAuditor(t *testing.T) {
+	r := newSharedRig(t, 2, 1)
+	a := r.withAuditor("a1")
+	publisher, frontend := r.ready(), r.ready(frontendOnly)
+	audited := func(index uint64) func() bool {
+		return func() bool {
+			note, err := c2sp.ParseNote(frontend.Published().Note)
+			return err == nil && lines(t, note, a.key) == 1 && frontend.Published().Size > index && lines(t, proofNote(t, frontend, index), a.key) == 1
+		}
+	}
+	by := r.all(entry.ClaimIndex)
+	submit := func(n int) uint64 {
+		t.Helper()
+		ack, err := frontend.Submit(t.Context(), by, nth(n), Cosigned)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ack.Index
+	}
+	waitFor(t, "the auditor's cosignature", audited(submit(1)))
+	next := r.ready()
+	if err := publisher.Close(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "another publisher", func() bool { return next.Status().Writable && frontend.Status().Writable })
+	waitFor(t, "it after the election", audited(submit(2)))
 }

@@ -2,7 +2,9 @@ package auditor
 
 import (
 	"context"
+	"io/fs"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -26,6 +28,7 @@ func BenchmarkFollow(b *testing.B) {
 	srv := httptest.NewServer(log)
 	defer srv.Close()
 	ctx := context.Background()
+	var index, mirrored int64 // bytes on disk
 	for b.Loop() {
 		d := must(CreateDir(ctx, filepath.Join(b.TempDir(), "a"), "auditor.example/a1", time.Now().Add(-time.Hour)))
 		must(d.Store.AddLog(ctx, origin, []*c2sp.Key{signer.Key()}))
@@ -39,6 +42,15 @@ func BenchmarkFollow(b *testing.B) {
 		if err := d.Close(); err != nil {
 			b.Fatal(err)
 		}
+		index, mirrored = must(os.Stat(filepath.Join(d.Path, indexFile))).Size(), 0
+		filepath.WalkDir(book.mirror.dir, func(_ string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				mirrored += must(e.Info()).Size()
+			}
+			return err
+		})
 	}
+	b.ReportMetric(float64(index)/entries, "index-B/entry")
+	b.ReportMetric(float64(mirrored)/entries, "mirror-B/entry")
 	b.ReportMetric(float64(entries*b.N)/b.Elapsed().Seconds(), "entries/s")
 }
