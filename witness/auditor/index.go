@@ -5,7 +5,7 @@ package auditor
 // of it but the findings and the logs' URLs follows from the mirror and from what
 // was cosigned: if the file is deleted, the next start reads the mirror again.
 //
-// Its memory is bounded: a slot is 40 bytes on disk, and none is kept in memory.
+// Its memory is bounded: a slot is some 50 bytes on disk, and none is kept in memory.
 
 import (
 	"context"
