@@ -47,6 +47,8 @@ import (
 
 var faultRounds = flag.Int("shared-rounds", 1, "how often TestSharedFaults goes through its faults")
 
+var faultLong = flag.Bool("shared-long", false, "go through all faults on MariaDB and a bucket too")
+
 var faultLoad = flag.Int("shared-load", 60, "how many acknowledgements TestSharedFaults waits for between two faults")
 
 // scaled is a log of real processes.
@@ -54,8 +56,11 @@ type scaled struct {
 	t         *testing.T
 	dir       string
 	program   string
-	db        *trilliantest.PostgreSQL
+	db        *trilliantest.PostgreSQL // of the frontends; of Trillian too, unless that is on MariaDB
+	engine    trilliantest.Database    // of Trillian
 	trillian  *trilliantest.Trillian
+	tiles     string                            // --tiles
+	beside    func(name string) ([]byte, error) // an object beside the tiles
 	vkey      string
 	policy    *c2sp.Policy
 	token     string
@@ -73,14 +78,49 @@ type frontend struct {
 	cmd        *exec.Cmd // guarded by mu; nil while it is not running
 }
 
-func newScaled(t *testing.T) *scaled {
+// onDirectory keeps the tiles in a directory, Trillian beside the frontends' tables
+// on PostgreSQL.
+func (s *scaled) onDirectory() error {
+	s.engine, s.tiles = s.db, filepath.Join(s.dir, "tiles")
+	s.beside = func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(s.tiles, name)) }
+	return os.Mkdir(s.tiles, 0o755)
+}
+
+// onBucket keeps the tiles in a bucket, and Trillian on a MariaDB of its own.
+func (s *scaled) onBucket() error {
+	s3, err := trilliantest.StartS3(s.t.Context())
+	if err != nil {
+		return err
+	}
+	s.t.Cleanup(s3.Close)
+	if err := s3.MakeBucket("tiles"); err != nil {
+		return err
+	}
+	s.t.Setenv("AWS_ACCESS_KEY_ID", s3.AccessKey)
+	s.t.Setenv("AWS_SECRET_ACCESS_KEY", s3.Secret)
+	s.tiles = "s3://tiles/log?region=us-east-1&endpoint=http://" + s3.Endpoint
+	s.beside = func(name string) ([]byte, error) {
+		return os.ReadFile(filepath.Join(s3.BucketDir("tiles"), "log", name))
+	}
+	db, err := trilliantest.StartMariaDB(s.t.Context(), nil)
+	if err != nil {
+		return err
+	}
+	s.engine = db
+	s.t.Cleanup(db.Close)
+	return nil
+}
+
+func newScaled(t *testing.T, on func(*scaled) error) *scaled {
 	t.Helper()
 	s := &scaled{t: t, dir: t.TempDir()}
 	var err error
 	if s.db, err = trilliantest.StartPostgreSQL(t.Context(), nil); err == nil {
 		t.Cleanup(s.db.Close)
-		if s.trillian, err = trilliantest.Start(t.Context(), trilliantest.Options{Database: s.db}); err == nil {
-			t.Cleanup(s.trillian.Close)
+		if err = on(s); err == nil {
+			if s.trillian, err = trilliantest.Start(t.Context(), trilliantest.Options{Database: s.engine}); err == nil {
+				t.Cleanup(s.trillian.Close)
+			}
 		}
 	}
 	if trilliantest.Skippable(err) {
@@ -95,11 +135,7 @@ func newScaled(t *testing.T) *scaled {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
-	tiles := filepath.Join(s.dir, "tiles")
-	if err := os.Mkdir(tiles, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	shared := []string{"--storage", "trillian", "--postgres", s.db.FrontendURI(), "--trillian", s.trillian.Conn.Target(), "--tiles", tiles}
+	shared := []string{"--storage", "trillian", "--postgres", s.db.FrontendURI(), "--trillian", s.trillian.Conn.Target(), "--tiles", s.tiles}
 	keys := filepath.Join(s.dir, "keys")
 	out := s.run(append([]string{"init", "--json", "--origin", "log.example/shared", "--dir", keys}, shared...)...)
 	s.vkey = between(out, `"vkey":"`, `"`)
@@ -535,7 +571,7 @@ func TestSharedLeakedToken(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: it starts a database, Trillian and three servers")
 	}
-	s := newScaled(t)
+	s := newScaled(t, (*scaled).onDirectory)
 	postgres := []string{"--postgres", s.db.FrontendURI()}
 	place := append([]string{"--tiles", filepath.Join(s.dir, "tiles")}, postgres...)
 	token := func(args ...string) (out, stderr string, code int) {
@@ -609,11 +645,25 @@ func TestSharedLeakedToken(t *testing.T) {
 // TestSharedFaults kills each process in turn under load, and pauses the
 // publisher across an election. Nothing acknowledged is lost, nothing forks, and
 // publishing resumes.
-func TestSharedFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("short: it starts a database, Trillian and three servers, and kills them")
+func TestSharedFaults(t *testing.T) { sharedFaults(t, (*scaled).onDirectory) }
+
+// TestSharedFaultsMariaDBBucket is TestSharedFaults with Trillian on MariaDB, the
+// tiles in a bucket, and the frontends' database on PostgreSQL beside them; of the
+// faults those that the storage is at stake in, and with -shared-long all.
+func TestSharedFaultsMariaDBBucket(t *testing.T) {
+	if *faultLong {
+		sharedFaults(t, (*scaled).onBucket)
+		return
 	}
-	s := newScaled(t)
+	sharedFaults(t, (*scaled).onBucket, "publisher killed", "Trillian's database killed", "PostgreSQL killed")
+}
+
+// sharedFaults goes through the faults with these names, or all.
+func sharedFaults(t *testing.T, on func(*scaled) error, only ...string) {
+	if testing.Short() {
+		t.Skip("short: it starts databases, Trillian and three servers, and kills them")
+	}
+	s := newScaled(t, on)
 	l := &ledger{acks: map[string]uint64{}, streamed: map[uint64]string{}, leaves: map[uint64][]byte{}, pinned: map[string]string{}, seen: map[string][]c2sp.Checkpoint{}, last: map[string]uint64{}, roots: map[uint64]map[[32]byte]string{}}
 	ctx, stop := context.WithCancel(t.Context())
 	var working sync.WaitGroup
@@ -629,7 +679,7 @@ func TestSharedFaults(t *testing.T) {
 			for i, url := range s.witnesses {
 				l.saw(fmt.Sprintf("witness %d", i), fetch(url))
 			}
-			raw, _ := os.ReadFile(filepath.Join(s.dir, "tiles", "checkpoint"))
+			raw, _ := s.beside("checkpoint")
 			l.saw("directory", raw)
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -640,18 +690,28 @@ func TestSharedFaults(t *testing.T) {
 			t.Error("nobody else was elected")
 		}
 	}
-	faults := []struct {
+	type fault struct {
 		name string
 		do   func()
 		undo func() // what brings it back; once publishing has resumed without it, unless now
 		now  bool   // undo at once, as a supervisor does: there is only one of it
-	}{
+	}
+	faults := []fault{
 		{name: "publisher killed", do: func() { paused = s.publisher(); paused.signal(syscall.SIGKILL) }, undo: func() { replaced(); s.start(paused) }},
 		{name: "frontend killed", do: func() { s.frontends[2].signal(syscall.SIGKILL) }, undo: func() { s.start(s.frontends[2]) }},
 		{name: "Trillian signer killed", now: true, do: s.trillian.Signer.Kill, undo: func() { check(t, s.trillian.Signer.Start(t.Context())) }},
 		{name: "Trillian log server killed", now: true, do: s.trillian.Servers[0].Kill, undo: func() { check(t, s.trillian.Servers[0].Start(t.Context())) }},
 		{name: "PostgreSQL killed", now: true, do: s.db.Server().Kill, undo: func() { check(t, s.db.Server().Start(t.Context())) }},
 		{name: "publisher stopped and continued", do: func() { paused = s.publisher(); paused.signal(syscall.SIGSTOP) }, undo: func() { replaced(); paused.signal(syscall.SIGCONT) }},
+	}
+	if s.engine.Server() != s.db.Server() {
+		faults = append(faults, fault{name: "Trillian's database killed", now: true, do: s.engine.Server().Kill, undo: func() { check(t, s.engine.Server().Start(t.Context())) }})
+	}
+	if len(only) > 0 {
+		faults = slices.DeleteFunc(faults, func(f fault) bool { return !slices.Contains(only, f.name) })
+		if len(faults) != len(only) {
+			t.Fatalf("%d of the faults %q are known", len(faults), only)
+		}
 	}
 	const limit = 30 * time.Second // the aim is 10 s; this machine may be busy with other tests
 	for round := range *faultRounds {
@@ -687,8 +747,59 @@ func TestSharedFaults(t *testing.T) {
 	stop()
 	working.Wait()
 	s.settle(l)
+	newest := slices.Max(slices.Collect(maps.Keys(l.roots)))
+	s.within(limit, "the newest checkpoint beside the tiles", func() bool {
+		raw, err := s.beside("checkpoint")
+		v, verr := s.policy.Verify(raw)
+		return err == nil && verr == nil && v.Size >= newest
+	})
+	s.endKilled(newest)
 	for _, w := range l.wrong {
 		t.Error(w)
+	}
+}
+
+// endKilled ends the log, whose publisher is killed as soon as that is decided:
+// another one finishes, and the killed one, when it is back, refuses as all do.
+func (s *scaled) endKilled(size uint64) {
+	s.t.Helper()
+	successor, err := c2sp.GenerateSigner("next.example/log", c2sp.AlgEd25519)
+	check(s.t, err)
+	victim := s.publisher()
+	end := exec.Command(s.program, "freeze", "--postgres", s.db.FrontendURI(), "--successor-origin", "next.example/log", "--successor-vkey", successor.Key().String(), "--successor-url", "https://next.example/log")
+	var out strings.Builder
+	end.Stdout, end.Stderr = &out, &out
+	check(s.t, end.Start())
+	s.within(30*time.Second, "the decision", func() bool {
+		c, err := pgx.Connect(s.t.Context(), s.db.FrontendURI())
+		if err != nil {
+			return false
+		}
+		defer c.Close(s.t.Context())
+		var decided bool
+		return c.QueryRow(s.t.Context(), "SELECT identity::jsonb ? 'freeze' FROM log").Scan(&decided) == nil && decided
+	})
+	victim.signal(syscall.SIGKILL)
+	if err := end.Wait(); err != nil || !strings.Contains(out.String(), "The log has ended with") {
+		s.t.Fatalf("freeze: %v\n%s", err, out.String())
+	}
+	var v *c2sp.Verified
+	s.within(5*time.Second, "the last checkpoint to be shown", func() bool {
+		v, err = s.policy.Verify(s.get(s.frontends[2], "/checkpoint"))
+		return err == nil && v.Size > size
+	})
+	s.start(victim)
+	for _, f := range s.frontends {
+		s.within(30*time.Second, f.name+" to refuse as frozen", func() bool {
+			call, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(s.t.Context(), "authorization", "Bearer "+s.token), 12*time.Second)
+			defer cancel()
+			_, err := pb.NewLogClient(f.conn).Submit(call, &pb.SubmitRequest{Entry: &pb.Entry{Kind: "upload", Ecosystem: "pypi", Project: "late", Version: "1.0", File: "late-1.0.tar.gz",
+				Size: entry.Uint(10), Sha256: strings.Repeat("ab", 32), Time: time.Now().UTC().Format(entry.TimeFormat)}})
+			return status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "next.example/log")
+		})
+	}
+	if again, err := s.policy.Verify(s.get(s.frontends[2], "/checkpoint")); err != nil || again.Size != v.Size || again.Root != v.Root {
+		s.t.Errorf("something came after the end: %v", err)
 	}
 }
 
@@ -704,6 +815,9 @@ func check(t *testing.T, err error) {
 func (s *scaled) settle(l *ledger) {
 	s.t.Helper()
 	newest := slices.Max(slices.Collect(maps.Keys(l.roots)))
+	for index := range l.streamed { // answers hold checkpoints that nobody may have looked at
+		newest = max(newest, index+1)
+	}
 	var v *c2sp.Verified
 	took := s.within(5*time.Second, "the frontend without a key to show the newest checkpoint", func() (ok bool) {
 		var err error
@@ -749,7 +863,7 @@ func (s *scaled) settle(l *ledger) {
 		}
 	}
 	// Every upload has a name, whatever was killed; conflicts are the log's own.
-	record := []string{"--postgres", s.db.FrontendURI(), "--tiles", filepath.Join(s.dir, "tiles")}
+	record := []string{"--postgres", s.db.FrontendURI(), "--tiles", s.tiles}
 	id := between(s.run("token", "list", "--json", "--postgres", s.db.FrontendURI()), `"id":"`, `"`) // the only one
 	named := map[string]bool{}
 	for line := range strings.Lines(s.run(append([]string{"token", "entries", id}, record...)...)) {
