@@ -835,7 +835,8 @@ func TestQuotaOfTwins(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return q.take(by, s)
+		s.by, s.quota = by.ID, by.Quota
+		return q.take(s)
 	}
 	first, err := take(1)
 	if err != nil {

@@ -108,9 +108,9 @@ type Log struct {
 	readStreams atomic.Int64 // of them, streams
 	conflicts   *limits      // of conflict entries, by credential
 	conflictsOf *limits      // of conflict entries, by credential and project
-	rates       *limits      // of submissions, by credential
+	rates       *limits      // of submissions, by credential; of a shared log see shared.rates
 	rate        *rate.Limiter
-	quotas      *quotas   // of new entries, by credential and project
+	quotas      *quotas   // of new entries, by credential and project; nil of a shared log, which counts in its database
 	refusals    *refusals // of callers and entries, because of who asks
 	rest        restCalls
 
@@ -465,11 +465,39 @@ func (l *Log) makeSure(ctx context.Context) error {
 			return fmt.Errorf("%w: %w", ErrStorage, err)
 		}
 		l.who = who
+		l.recallQuotas(ctx)
 	}
 	return l.pub.hearWitnesses(ctx, func(err error) {
 		l.cfg.Logger.Warn("taking no submissions yet", "err", err)
 		l.setStatus(Status{Reason: err})
 	})
+}
+
+// recallQuotas counts what was logged today before the server started. If that
+// cannot be read the log goes on, and counts from now.
+func (l *Log) recallQuotas(ctx context.Context) {
+	var limited map[string]bool // nil: nobody knows who
+	if known, err := l.Tokens.current(ctx); err == nil {
+		limited = map[string]bool{}
+		for id, c := range known {
+			if c.Quota > 0 {
+				limited[id] = true
+			}
+		}
+		if len(limited) == 0 {
+			return
+		}
+	}
+	said, err := ReadAttribution(l.cfg.Dir)
+	n := 0
+	if err == nil {
+		n, err = l.quotas.recall(said, func(id string) bool { return limited == nil || limited[id] }, l.lookup.entryAt)
+	}
+	if err != nil {
+		l.cfg.Logger.Error("quotas count from now: what was logged earlier today cannot be read", "counted", n, "err", err)
+		return
+	}
+	l.cfg.Logger.Info("quotas count what was logged earlier today", "entries", n)
 }
 
 func (l *Log) integrated(ctx context.Context) (uint64, error) {

@@ -84,6 +84,7 @@ type shared struct {
 	cfg    SharedConfig
 	pool   *pgxpool.Pool
 	seq    *sharedSequencer
+	rates  *sharedRates
 	name   string
 	ended  chan struct{} // closed by release
 	engine SharedEngine
@@ -139,7 +140,7 @@ func openSharedLog(ctx context.Context, cfg Config) (*Log, error) {
 	if err != nil {
 		return fail(err)
 	}
-	l.shared = s
+	l.shared, l.quotas = s, nil
 	if l.Tokens, err = openCredentials(opening, sharedCredentials{s.pool}, cfg.Now); err != nil {
 		cfg.Logger.Error("nobody can submit until the credentials can be read", "err", err)
 	}
@@ -219,7 +220,7 @@ func (s *shared) start(ctx context.Context, l *Log) {
 	l.seq, l.ended, l.trouble = s.seq, s.ended, s.trouble
 	l.lookup.readUpTo(func() (uint64, error) { return max(s.integrated(), s.seq.decided.Load()), nil })
 	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
-	l.streams = newStreams(sharedStreams{s.pool})
+	l.streams, s.rates = newStreams(sharedStreams{s.pool}), newSharedRates(s.pool)
 	l.who = &sharedAttribution{db: s.pool, seen: uint64(s.state.integrated)}
 	l.pub = &publisher{
 		keys: l.keys, metrics: l.metrics, tree: l.tree, fresh: l.freshTree, board: l.board,

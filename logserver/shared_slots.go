@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -464,14 +465,15 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 
 	var state sharedState
 	var unsafe string
+	var now int64 // seconds since 1970, by the database's clock
 	reserved := map[submissionID]bool{}
 	blocked := map[[32]byte]bool{}
 	inFlight := map[[32]byte]announced{}
 	rows := mapRows{slots: map[[32]byte]*slotRow{}, policies: map[[2]string]string{}}
 	b := &pgx.Batch{}
 	b.Queue(lock, lockClass, lockDecision)
-	b.Queue("SELECT integrated, opened = " + bootOf + ", latched, " + closedTo + ", " + awaitsFirst + ", " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
-		return r.Scan(&state.integrated, &state.open, &state.latched, &state.closed, &state.awaits, &unsafe)
+	b.Queue("SELECT integrated, floor(extract(epoch FROM clock_timestamp()))::bigint, opened = " + bootOf + ", latched, " + closedTo + ", " + awaitsFirst + ", " + unsafeSetting + " FROM log").QueryRow(func(r pgx.Row) error {
+		return r.Scan(&state.integrated, &now, &state.open, &state.latched, &state.closed, &state.awaits, &unsafe)
 	})
 	b.Queue(`INSERT INTO submissions (id, key, digest, leaf, alone, policy, by, mark)
 		SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::bytea[])
@@ -570,6 +572,14 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 		d.outcomes = append(d.outcomes, sharedOutcome{s, index, err})
 		first[s.key] = nil
 	}
+	over, err := d.charge(ctx, tx, now, subs)
+	if err != nil {
+		return err
+	}
+	for _, f := range over {
+		unwanted = append(unwanted, f.id[:])
+		first[f.own.key] = nil
+	}
 	b = &pgx.Batch{}
 	if len(unwanted) > 0 {
 		b.Queue("DELETE FROM submissions WHERE id = ANY($1)", unwanted)
@@ -620,6 +630,50 @@ func (d *sharedDecision) inTx(ctx context.Context, tx pgx.Tx, subs []*submission
 	}
 	d.registered = true
 	return nil
+}
+
+// charge counts what is reserved to the quotas of today, over all frontends, in
+// the transaction that reserves it: nothing else is logged anew, and nothing of
+// it is given back. It takes back, and returns, what is over its quota.
+func (d *sharedDecision) charge(ctx context.Context, tx pgx.Tx, now int64, subs []*submission) (over []*sharedFlight, err error) {
+	wants := map[[16]byte][]*sharedFlight{} // in order of arrival
+	for _, s := range subs {
+		if f := d.byKey[s.key]; s.quota > 0 && f != nil && f.own == s {
+			key, _ := quotaKeys(s)
+			wants[key] = append(wants[key], f)
+		}
+	}
+	if len(wants) == 0 {
+		return nil, nil
+	}
+	// In the order of keys, so that two frontends do not wait for each other.
+	order := slices.SortedFunc(maps.Keys(wants), func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
+	var keys [][]byte
+	var counts, quotas []int64
+	for _, k := range order {
+		keys, counts, quotas = append(keys, k[:]), append(counts, int64(len(wants[k]))), append(quotas, int64(wants[k][0].own.quota))
+	}
+	rows, err := tx.Query(ctx, `INSERT INTO quotas (day, key, used, most)
+		SELECT $1, key, least(n, most), most FROM unnest($2::bytea[], $3::bigint[], $4::bigint[]) u (key, n, most)
+		ON CONFLICT (day, key) DO UPDATE SET before = quotas.used, most = excluded.most,
+			used = greatest(quotas.used, least(quotas.used + excluded.used, excluded.most))
+		RETURNING key, used - before`, now/daySeconds, keys, counts, quotas)
+	if err != nil {
+		return nil, err
+	}
+	var key []byte
+	var granted int
+	_, err = pgx.ForEachRow(rows, []any{&key, &granted}, func() error {
+		list := wants[[16]byte(key)]
+		over = append(over, list[min(granted, len(list)):]...)
+		return nil
+	})
+	for _, f := range over {
+		delete(d.byKey, f.own.key)
+		d.outcomes = append(d.outcomes, sharedOutcome{f.own, 0, overQuota(f.own.quota, now)})
+	}
+	d.fresh = slices.DeleteFunc(d.fresh, func(f *sharedFlight) bool { return d.byKey[f.own.key] != f })
+	return over, err
 }
 
 // collectKeys adds the keys of a query to a set.

@@ -616,7 +616,7 @@ func (t *sharedTerm) collect(ctx context.Context) {
 }
 
 // housekeep queues again what its frontend did not, keeps the checkpoint beside
-// the tiles what the database says, and forgets old submissions, until ctx ends.
+// the tiles what the database says, and removes what is outdated, until ctx ends.
 func (t *sharedTerm) housekeep(ctx context.Context) {
 	lastSweep, lastClean := time.Now(), time.Now()
 	for sleep(ctx, mirrorPause) {
@@ -637,8 +637,8 @@ func (t *sharedTerm) housekeep(ctx context.Context) {
 			lastSweep = time.Now()
 		}
 		if time.Since(lastClean) > keepSubmissions/4 {
-			if _, err := t.pool.Exec(ctx, "DELETE FROM submissions WHERE idx IS NOT NULL AND at < clock_timestamp() - $1 * interval '1 second'", keepSubmissions.Seconds()); err != nil && ctx.Err() == nil {
-				t.log.cfg.Logger.Warn("old submissions cannot be removed", "err", err)
+			if err := t.clean(ctx); err != nil && ctx.Err() == nil {
+				t.log.cfg.Logger.Warn("what is outdated in the database cannot be removed", "err", err)
 			}
 			lastClean = time.Now()
 		}
@@ -651,6 +651,20 @@ func (s *shared) awaited() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state.awaits != ""
+}
+
+// clean removes what nobody asks for any more: old submissions, the counts of
+// days before yesterday, rates that are full again.
+func (s *shared) clean(ctx context.Context) (err error) {
+	for _, q := range []string{
+		fmt.Sprintf("DELETE FROM submissions WHERE idx IS NOT NULL AND at < clock_timestamp() - %d * interval '1 second'", int(keepSubmissions.Seconds())),
+		fmt.Sprintf("DELETE FROM quotas WHERE day < floor(extract(epoch FROM clock_timestamp()) / %d) - 1", daySeconds),
+		"DELETE FROM rates WHERE at < clock_timestamp() - interval '1 hour'",
+	} {
+		_, each := s.pool.Exec(ctx, q)
+		err = errors.Join(err, each)
+	}
+	return err
 }
 
 // mirror writes the newest checkpoint beside the tiles, for readers that go

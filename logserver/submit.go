@@ -54,6 +54,7 @@ type outcome struct {
 type submission struct {
 	entry   *entry.Entry
 	by      string // ID of the credential; "" for the log's own
+	quota   int    // new entries a day of this credential for a project; 0: no limit
 	leaf    []byte
 	tessera *tessera.Entry // of leaf
 	key     [32]byte
@@ -221,7 +222,7 @@ func (l *Log) queue(ctx context.Context, by Credential, entries ...*entry.Entry)
 	}
 	for i := range t.subs {
 		s := &t.subs[i]
-		s.entry, s.by, s.credit = entries[i], by.ID, credit
+		s.entry, s.by, s.quota, s.credit = entries[i], by.ID, by.Quota, credit
 		err := by.bind(s.entry)
 		if err == nil {
 			err = s.encode()
@@ -230,7 +231,7 @@ func (l *Log) queue(ctx context.Context, by Credential, entries ...*entry.Entry)
 			t.refuse(i, err)
 		}
 	}
-	if n, err = t.spend(by); err == nil {
+	if n, err = t.spend(ctx, by); err == nil {
 		err = t.send(ctx)
 	}
 	if err != nil {
@@ -273,7 +274,7 @@ func (t *ticket) send(ctx context.Context) error {
 // rate. It cuts the ticket to what they allow, gives back the rest of its
 // admission, and fails if the rates allow nothing; what is over its quota is
 // refused alone. An entry that was refused for another reason uses up no rate. It returns the ticket's length.
-func (t *ticket) spend(by Credential) (int, error) {
+func (t *ticket) spend(ctx context.Context, by Credential) (int, error) {
 	l, n := t.log, len(t.subs)
 	good := n
 	for _, err := range t.refused {
@@ -284,7 +285,10 @@ func (t *ticket) spend(by Credential) (int, error) {
 	if good == 0 {
 		return n, nil
 	}
-	allowed := l.rates.upTo(by.ID, by.Rate, good)
+	allowed, err := l.allowance(ctx, by, good)
+	if err != nil {
+		return n, err
+	}
 	if allowed == 0 {
 		return n, &limitError{reasonRate, fmt.Sprintf("this token may log %d entries a second", by.Rate), time.Second}
 	}
@@ -294,7 +298,7 @@ func (t *ticket) spend(by Credential) (int, error) {
 	cut := 0
 	for allowed > 0 && cut < n {
 		if t.refused == nil || t.refused[cut] == nil {
-			c, err := l.quotas.take(by, &t.subs[cut])
+			c, err := l.quotas.take(&t.subs[cut])
 			switch {
 			case err != nil:
 				t.refuse(cut, err) // of one project: what follows may be of others
@@ -313,6 +317,14 @@ func (t *ticket) spend(by Credential) (int, error) {
 		l.admission.leave(by.ID, n-cut)
 	}
 	return cut, nil
+}
+
+// allowance takes as many submissions as a credential's rate allows, at most n.
+func (l *Log) allowance(ctx context.Context, by Credential, n int) (int, error) {
+	if l.shared != nil {
+		return l.shared.rates.upTo(ctx, by, n)
+	}
+	return l.rates.upTo(by.ID, by.Rate, n), nil
 }
 
 // wait returns what became of each entry, once all are as far as w says. Its

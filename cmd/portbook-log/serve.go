@@ -62,7 +62,7 @@ One that has the key stands for election: one at a time publishes.`,
 	republish := f.Duration("republish", 10*time.Minute, "have an unchanged tree cosigned anew after this time, so that its freshness can be judged")
 	maxWait := f.Duration("max-wait", 30*time.Second, "longest that one submission waits for its quorum")
 	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry, and one token has at most half of them")
-	maxRate := f.Int("max-rate", 100_000, "most submissions a second, of all tokens: a stream is slowed down, a single call refused with a hint to retry")
+	maxRate := f.Int("max-rate", 100_000, "most submissions a second, of all tokens, at this server: a stream is slowed down, a single call refused with a hint to retry")
 	maxReads := f.Int("max-reads", 64, "most lookups and proofs at once over the API, which need no token; tiles are not counted")
 	private := f.Bool("private", false, "a private log: tiles, checkpoint, proofs and lookups only with a token made by token create --read; /healthz and /readyz stay open. The log's log.json remembers it")
 	adminAddr := f.String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics) and profiles (/debug/pprof); default: none")
