@@ -184,7 +184,7 @@ func TestRefusalsAreProblemDocuments(t *testing.T) {
 		{r.post(body(9, nil, r.log.note(r.log.checkpoint(8)))), 400, "old size 9 is above the checkpoint's size 8"},
 		{r.post(newLog(t, "example.com/<other>\u202e").request(0, 5)), 404, `unknown log "example.com/<other>\u202e"`},
 		{r.post(newLog(t, r.log.origin).request(5, 8)), 403, "no signature by a trusted key"},
-		{r.post(r.log.evil(2).request(5, 8)), 422, "does not verify"},
+		{r.post(r.log.evil(2).request(5, 8)), 422, "does not begin with the tree of size 5"},
 		{r.post(r.log.evil(2).request(5, 5)), 422, "two different trees of size 5"},
 		{r.do("GET", "/add-checkpoint", nil), 405, "only POST"},
 		{r.do("GET", "/nothing", nil), 404, "tlog-witness"},

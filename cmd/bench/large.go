@@ -153,9 +153,9 @@ func (s *server) stop() error {
 	return s.cmd.Wait()
 }
 
-// rss is the process's resident memory in MiB, and its greatest.
-func (s *server) rss() (now, peak float64) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+// rss is a process's resident memory in MiB, and its greatest.
+func rss(pid int) (now, peak float64) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0
 	}
@@ -197,10 +197,10 @@ func rssAtMillion(ctx context.Context, quick bool) (Row, error) {
 		for {
 			select {
 			case err := <-done:
-				_, peak = s.rss()
+				_, peak = rss(s.cmd.Process.Pid)
 				return err
 			case <-time.After(20 * time.Millisecond):
-				now, _ := s.rss()
+				now, _ := rss(s.cmd.Process.Pid)
 				under = max(under, now)
 			}
 		}

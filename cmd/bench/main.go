@@ -60,6 +60,9 @@ var benches = []bench{
 	{"submit-latency-1", "as submit-latency-16 with 1 uploader", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 1) }},
 	{"submit-latency-256", "the same with 256 uploaders", func(ctx context.Context, q bool) (Row, error) { return submitLatency(ctx, q, 256) }},
 	{"verify-proof", "offline verification of one proof against the Ed25519 verifications it needs", verifyProof},
+	{"witness-1-log", "add-checkpoint over HTTP, durable, Ed25519 and ML-DSA-44, one log after the other's answer, against litewitness (Ed25519)", witnessOneLog},
+	{"witness-1000-logs", "the same of 1,000 logs at once, and p99", witnessManyLogs},
+	{"witness-rss-10000-logs", "resident memory of portbook-witness, a process of its own, with 10,000 logs", witnessRSS},
 	{"monitor-scan", "monitor: verified scan, every leaf rehashed to the signed root and parsed", monitorScan},
 }
 

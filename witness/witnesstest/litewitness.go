@@ -146,19 +146,28 @@ func StartLitewitness(ctx context.Context, name string) (_ *Litewitness, err err
 	return w, await(ctx, w.URL+"/", dir)
 }
 
-// AddLog makes it cosign for a log, as its operator does: by rows in its database.
-func (w *Litewitness) AddLog(ctx context.Context, key *c2sp.Key) error {
+// AddLog makes it cosign for logs, as its operator does: by rows in its database.
+func (w *Litewitness) AddLog(ctx context.Context, keys ...*c2sp.Key) error {
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.dir, "litewitness.db")+"?_pragma=busy_timeout(5000)&_txlock=immediate")
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(ctx, "INSERT INTO log (origin, tree_size, tree_hash) VALUES (?, 0, ?)",
-		key.Name(), base64.StdEncoding.EncodeToString(c2sp.EmptyRoot[:])); err != nil {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
 		return err
 	}
-	_, err = db.ExecContext(ctx, "INSERT INTO key (origin, key) VALUES (?, ?)", key.Name(), key.String())
-	return err
+	defer tx.Rollback()
+	for _, key := range keys {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO log (origin, tree_size, tree_hash) VALUES (?, 0, ?)",
+			key.Name(), base64.StdEncoding.EncodeToString(c2sp.EmptyRoot[:])); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT INTO key (origin, key) VALUES (?, ?)", key.Name(), key.String()); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
 }
 
 // Close ends it and removes its files.
