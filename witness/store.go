@@ -258,7 +258,7 @@ func connect(path string) (*Store, error) {
 	}
 	open := func(more url.Values, conns int) (*sql.DB, error) {
 		q := url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)",
-			"foreign_keys(1)", "trusted_schema(0)", "cell_size_check(1)"}}
+			"foreign_keys(1)", "trusted_schema(0)", "cell_size_check(1)", "cache_size(-512)"}} // KiB a connection; the system caches the file
 		for k, v := range more {
 			q[k] = append(q[k], v...)
 		}
@@ -509,6 +509,14 @@ func (s *Store) key(vkey string) (*c2sp.Key, error) {
 		s.parsed.Store(vkey, k)
 	}
 	return k, err
+}
+
+// CountLogs is how many logs there are.
+func (s *Store) CountLogs(ctx context.Context) (n int, err error) {
+	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM log").Scan(&n); err != nil {
+		return 0, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	return n, nil
 }
 
 // Logs returns all logs, by origin.

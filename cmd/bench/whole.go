@@ -139,7 +139,7 @@ func timedStart(ctx context.Context, dir string, s *server) (spent, error) {
 			res.Body.Close()
 			if res.StatusCode == http.StatusOK {
 				took := spent{wall: time.Since(start)}
-				_, took.mib = again.rss()
+				_, took.mib = rss(again.cmd.Process.Pid)
 				if err := again.stop(); err != nil {
 					return took, err
 				}
