@@ -39,6 +39,8 @@ type served struct {
 	client pb.LogClient
 	bearer string
 	stop   func() error
+
+	grpcAddress string
 }
 
 func (r *rig) serve(change ...func(*Config)) *served {
@@ -78,7 +80,7 @@ func (r *rig) serveOpen(l *Log) *served {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { conn.Close(); stop() })
-	return &served{rig: r, log: l, url: "http://" + h.Addr().String(), client: pb.NewLogClient(conn), bearer: secret, stop: stop}
+	return &served{rig: r, log: l, url: "http://" + h.Addr().String(), client: pb.NewLogClient(conn), bearer: secret, stop: stop, grpcAddress: g.Addr().String()}
 }
 
 func (s *served) auth() context.Context {

@@ -71,7 +71,8 @@ func lockFile(path string) (*fileLock, error) {
 	}
 	host, _ := os.Hostname() // a name for people; none is no reason to fail
 	who := "process " + strconv.Itoa(os.Getpid()) + " on " + host + "\n"
-	if err := errors.Join(f.Truncate(0), writeAt0(f, who)); err != nil {
+	// The lock holds without its name, which a full disk does not take.
+	if err := errors.Join(f.Truncate(0), writeAt0(f, who)); err != nil && !errors.Is(err, syscall.ENOSPC) {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", abs, err), f.Close())
 	}
 	held.paths[abs] = true

@@ -41,6 +41,10 @@ type Config struct {
 	MaxRate     int           // submissions a second, of all credentials; 0 means 100000
 	MaxReads    int           // lookups and proofs at once, which need no credential; 0 means 64
 	MaxWait     time.Duration // for one submission to be published; 0 means 30 s
+	// MinFree is the share of the disk, of bytes and of inodes, below which nothing
+	// more is taken, for the log and for its anchor; 0 means none. A frontend's
+	// disk is not watched: nothing on it is the log's.
+	MinFree float64
 
 	// Private: whoever reads tiles, the checkpoint, proofs or entries needs a
 	// credential that reads. Witnesses see origin, size and root as always.
@@ -94,6 +98,7 @@ type Log struct {
 	anchor anchor
 	// takeAnchor makes anchor this server's; makeSure calls it until it has.
 	takeAnchor func() error
+	room       room
 	journal    *journal   // of streams
 	pub        *publisher // of a shared log too
 	shared     *shared    // nil unless the log is shared
@@ -239,6 +244,17 @@ func (l *Log) open(ctx context.Context, id Identity) (err error) {
 	l.lookup.readUpTo(func() (uint64, error) { return l.Published().Size, nil })
 	ctx, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	l.working.Go(func() { l.lookup.follow(ctx, l.board) })
+	l.room.dirs, l.room.least = []string{l.cfg.Dir, filepath.Dir(id.Anchor)}, l.cfg.MinFree
+	l.room.look()
+	l.working.Go(func() {
+		l.room.watch(ctx, func(err error) {
+			if err != nil {
+				l.cfg.Logger.Error("taking no submissions; reads go on", "err", err)
+				return
+			}
+			l.cfg.Logger.Info("the disk has room again; taking submissions", "free", l.room.left())
+		})
+	})
 	if l.openEnded() {
 		close(l.seqDone)
 		return nil
@@ -550,6 +566,9 @@ func (l *Log) Ready() error {
 	s := l.Status()
 	if !s.Writable {
 		return fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
+	}
+	if err := l.room.check(); err != nil {
+		return err
 	}
 	if err := l.trouble(); err != nil {
 		return fmt.Errorf("the last checkpoint was not published: %w", err)

@@ -70,6 +70,8 @@ func newMetrics(l *Log) *metrics {
 		p, _ := l.lookup.covered.get()
 		return float64(p.Size)
 	})
+	gauge("portbook_log_disk_free_ratio", "Smallest share that is free of the bytes and the inodes of the log's and the anchor's file systems; 1 for a frontend.", func() float64 { return l.room.left() })
+	gauge("portbook_log_disk_free_least_ratio", "Share below which no submissions are taken.", func() float64 { return l.room.least })
 	gauge("portbook_log_ready", "1 if /readyz says so.", func() float64 { return truth(l.Ready() == nil) })
 	gauge("portbook_log_latched", "1 if a guard failed: the log signs nothing more until an operator has looked.", func() float64 { return truth(l.Status().Latched) })
 	return m

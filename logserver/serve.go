@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	pb "github.com/portbook/portbook/proto/portbook/v1"
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -23,9 +25,22 @@ import (
 // One more round of cosigning may follow.
 const drainLimit = 8 * time.Second
 
+// maxConnections of one listener are open at once, so that callers leave the log
+// the descriptors it writes with: the storage engine does not survive without.
+// More wait to be accepted.
+func maxConnections() int {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil || limit.Cur > 1<<20 {
+		return 1 << 19
+	}
+	const kept = 256
+	return max(16, (int(limit.Cur)-kept)/2)
+}
+
 // Serve answers on both listeners until ctx ends, then lets calls under way
 // finish, and closes the log. tlsConfig may be nil.
 func (l *Log) Serve(ctx context.Context, grpcLis, httpLis net.Listener, tlsConfig *tls.Config) error {
+	grpcLis, httpLis = netutil.LimitListener(grpcLis, maxConnections()), netutil.LimitListener(httpLis, maxConnections())
 	var opts []grpc.ServerOption
 	if tlsConfig != nil {
 		opts = append(opts, grpc.Creds(handshakes{credentials.NewTLS(tlsConfig), l}))

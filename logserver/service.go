@@ -165,6 +165,10 @@ func (s *service) status(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return info(codes.Unavailable, "NOT_PUBLISHED", nil, retry)
 	}
+	var full *fullError
+	if errors.As(err, &full) { // the log said so once; a line for each would fill the disk
+		return info(codes.Unavailable, "STORAGE", nil, retry)
+	}
 	s.log.cfg.Logger.Error("request failed", "err", err)
 	err = ErrStorage // what failed is in the server's own log, not in the answer
 	return info(codes.Unavailable, "STORAGE", nil, retry)

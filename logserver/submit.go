@@ -212,6 +212,9 @@ func (l *Log) queue(ctx context.Context, by Credential, entries ...*entry.Entry)
 	if s := l.Status(); !s.Writable {
 		return nil, fmt.Errorf("%w: %w", ErrReadOnly, s.Reason)
 	}
+	if err := l.room.check(); err != nil {
+		return nil, err
+	}
 	n, err := l.admission.enter(by.ID, len(entries), l.cfg.MaxInFlight)
 	if err != nil {
 		return nil, err

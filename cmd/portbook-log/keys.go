@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -113,6 +114,10 @@ type openedKey struct {
 func (s *secrets) open(ctx context.Context, ref, origin string) (*openedKey, error) {
 	if !strings.HasPrefix(ref, "pkcs11:") {
 		signer, kind, err := s.readKey(ref)
+		var missing *fs.PathError
+		if errors.As(err, &missing) && missing.Path == ref && errors.Is(err, fs.ErrNotExist) {
+			return nil, cli.Usagef("key: %s is not there: put it back, or say where it is with --key", ref)
+		}
 		if err != nil {
 			return nil, cli.Usagef("key: %w", err)
 		}

@@ -3,9 +3,9 @@ package main
 // serve --read-only: serve what another process writes.
 
 import (
+	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"strings"
 	"time"
 
@@ -38,7 +38,7 @@ func addReadOnlyFlags(cmd *cobra.Command) readOnlyFlags {
 func (r readOnlyFlags) given(cmd *cobra.Command) (bool, error) {
 	not := []string{"state", "vkey", "tokens"}
 	if *r.on {
-		not = []string{"key", "anchor-beside", "publish-interval", "republish", "exit-on-guard", "max-in-flight", "max-rate"}
+		not = []string{"key", "anchor-beside", "publish-interval", "republish", "exit-on-guard", "max-in-flight", "max-rate", "min-free"}
 	}
 	for _, name := range not {
 		if cmd.Flags().Changed(name) {
@@ -104,13 +104,13 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir, policy string, w wiring, l
 	}
 	log, err := logserver.OpenReadOnly(cmd.Context(), cfg)
 	if err != nil {
-		return cli.Exit(cli.Refused, err)
+		return notOpened(*r.state, err)
 	}
-	httpLis, err := net.Listen("tcp", *w.http)
+	httpLis, err := listen("http", *w.http)
 	if err != nil {
 		return errors.Join(err, log.Close())
 	}
-	grpcLis, err := net.Listen("tcp", *w.grpc)
+	grpcLis, err := listen("grpc", *w.grpc)
 	if err != nil {
 		return errors.Join(err, httpLis.Close(), log.Close())
 	}
@@ -122,5 +122,6 @@ func (r readOnlyFlags) serve(cmd *cobra.Command, dir, policy string, w wiring, l
 		defer admin.Close()
 	}
 	logger.Info("serving, reads only", "origin", log.Origin(), "http", httpLis.Addr(), "grpc", grpcLis.Addr(), "size", log.Published().Size)
+	defer context.AfterFunc(cmd.Context(), func() { logger.Info("stopping: what is under way is answered first") })()
 	return log.Serve(cmd.Context(), grpcLis, httpLis, tlsConfig)
 }

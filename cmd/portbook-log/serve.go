@@ -7,11 +7,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -64,6 +66,7 @@ One that has the key stands for election: one at a time publishes.`,
 	maxInFlight := f.Int("max-in-flight", 32768, "most submissions at once; more are refused with a hint to retry, and one token has at most half of them")
 	maxRate := f.Int("max-rate", 100_000, "most submissions a second, of all tokens, at this server: a stream is slowed down, a single call refused with a hint to retry")
 	maxReads := f.Int("max-reads", 64, "most lookups and proofs at once over the API, which need no token; tiles are not counted")
+	minFree := f.Float64("min-free", 5, "`PERCENT` of the disk's space and inodes, the log's and the anchor's, below which no submissions are taken; reads go on, and it goes on by itself when there is room. 0: none")
 	private := f.Bool("private", false, "a private log: tiles, checkpoint, proofs and lookups only with a token made by token create --read; /healthz and /readyz stay open. The log's log.json remembers it")
 	adminAddr := f.String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics) and profiles (/debug/pprof); default: none")
 	shared := sharedFlagsOf(cmd)
@@ -80,6 +83,9 @@ One that has the key stands for election: one at a time publishes.`,
 		}
 		if *maxInFlight < 1 || *maxRate < 1 || *maxReads < 1 {
 			return cli.Usagef("--max-in-flight, --max-rate and --max-reads: want 1 or more")
+		}
+		if *minFree < 0 || *minFree >= 100 {
+			return cli.Usagef("--min-free: want a percentage, 0 to 99")
 		}
 		logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		isShared, err := shared.asked(true)
@@ -103,7 +109,7 @@ One that has the key stands for election: one at a time publishes.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		cfg := logserver.Config{Dir: *dir, Logger: logger, AnchorBeside: *beside,
-			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads, Private: *private}
+			Interval: *interval, Republish: *republish, MaxWait: *maxWait, MaxInFlight: *maxInFlight, MaxRate: *maxRate, MaxReads: *maxReads, Private: *private, MinFree: *minFree / 100}
 		if !*frontendOnly {
 			signers, closeKeys, err := secrets.openKeys(cmd, *dir, id.Origin, *keys)
 			if err != nil {
@@ -140,13 +146,13 @@ One that has the key stands for election: one at a time publishes.`,
 		}
 		log, err := logserver.Open(cmd.Context(), cfg)
 		if err != nil {
-			return cli.Exit(cli.Refused, err)
+			return notOpened(*dir, err)
 		}
-		httpLis, err := net.Listen("tcp", *httpAddr)
+		httpLis, err := listen("http", *httpAddr)
 		if err != nil {
 			return errors.Join(err, log.Close())
 		}
-		grpcLis, err := net.Listen("tcp", *grpcAddr)
+		grpcLis, err := listen("grpc", *grpcAddr)
 		if err != nil {
 			return errors.Join(err, httpLis.Close(), log.Close())
 		}
@@ -186,13 +192,49 @@ One that has the key stands for election: one at a time publishes.`,
 				}
 			}()
 		}
+		defer context.AfterFunc(ctx, func() { logger.Info("stopping: what is under way is answered first") })()
 		err = log.Serve(ctx, grpcLis, httpLis, tlsConfig)
 		if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 			err = fmt.Errorf("stopped by --exit-on-guard: %w", cause)
 		}
+		if err == nil {
+			logger.Info("stopped", "origin", log.Origin(), "size", log.Published().Size)
+		}
 		return err
 	}
 	return cmd
+}
+
+// notOpened gives the error of a log that does not open its exit code: what a
+// disk cannot do now is no refusal.
+func notOpened(dir string, err error) error {
+	var locked *logserver.LockedError
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &locked):
+		return cli.Exit(cli.Refused, fmt.Errorf("%s: another server has it: %w", dir, err))
+	case errors.Is(err, logserver.ErrStorage), errors.As(err, &errno) && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return cli.Exit(cli.Refused, err)
+}
+
+// listen listens on the address that a flag gives.
+func listen(flag, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	var bad *net.AddrError
+	var host *net.DNSError
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("--%s %s: another program listens there: stop it, or give another address", flag, address)
+	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.As(err, &bad), errors.As(err, &host):
+		return nil, cli.Usagef("--%s %s: not an address of this machine: %w", flag, address, err)
+	case errors.Is(err, syscall.EACCES):
+		return nil, cli.Usagef("--%s %s: this user may not listen there: take a port above 1023, or let a web server in front do it", flag, address)
+	case err != nil:
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	return l, nil
 }
 
 // readPolicy reads a publish policy, which need not name its log.
@@ -209,7 +251,11 @@ func readPolicy(path string, key *c2sp.Key, logger *slog.Logger) (*c2sp.Policy, 
 		p.Logs = []c2sp.PolicyLog{{Key: key}}
 	}
 	for _, line := range p.Explain() {
-		logger.Info("publish policy: " + line)
+		level := slog.LevelInfo
+		if strings.HasPrefix(line, "Warning: ") {
+			level = slog.LevelWarn
+		}
+		logger.Log(context.Background(), level, "publish policy: "+line)
 	}
 	return p, nil
 }
@@ -219,7 +265,7 @@ func serveAdmin(address string, log *logserver.Log, logger *slog.Logger) (*http.
 	if !isPrivate(address) {
 		return nil, cli.Usagef("--admin %s: profiles show the process's memory: want a loopback or private IP address", address)
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := listen("admin", address)
 	if err != nil {
 		return nil, err
 	}
