@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/portbook/portbook/c2sp"
 )
@@ -107,7 +108,32 @@ func TestChangedMirror(t *testing.T) {
 	if err := r.round(); err != nil {
 		t.Fatal(err)
 	}
-	tile := filepath.Join(r.a.books[origin].mirror.dir, "tile/0/001.p/44")
+	// While it runs: a tile below the edge, of which the next checkpoint's root is made.
+	full := filepath.Join(r.a.books[origin].mirror.dir, "tile/1/000.p/1")
+	hashes := must(os.ReadFile(full))
+	hashes[5] ^= 1
+	if err := os.WriteFile(full, hashes, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.grow(300)
+	r.clock.add(time.Second)
+	src := newSource(r.url)
+	if _, err := r.a.round(context.Background(), must(r.a.book(context.Background(), origin)), src); err == nil || r.size() != 300 {
+		t.Errorf("with a changed tile it cosigned %d: %v", r.size(), err)
+	}
+	src.http.CloseIdleConnections()
+	hashes[5] ^= 1
+	for _, file := range must(filepath.Glob(filepath.Dir(full) + "/*")) { // as wide as it is by now
+		raw := must(os.ReadFile(file))
+		copy(raw, hashes)
+		if err := os.WriteFile(file, raw, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.round(); err != nil {
+		t.Fatal(err)
+	}
+	tile := filepath.Join(r.a.books[origin].mirror.dir, "tile/0/002.p/88")
 	raw := must(os.ReadFile(tile))
 	raw[0] ^= 1
 	if err := os.WriteFile(tile, raw, 0o644); err != nil {

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/witness"
@@ -500,6 +501,37 @@ func TestEveryMust(t *testing.T) {
 				t.Errorf("%s is served", path)
 			}
 		}
+	})
+	row("(tlog-tiles) Clients fetch what a checkpoint requires: nothing beyond the mirror checkpoint is served.", func(t *testing.T) {
+		r := at(t, 300, 900)
+		p := r.push(300, 900)
+		p.packs = p.packs[:2]
+		r.want(r.addEntries(p.body()), 202) // stored, pending, and not checked to the end
+		for _, path := range []string{"tile/entries/001", "tile/0/001", "tile/entries/002", "tile/entries/001.p/45", "tile/0/001.p/45", "tile/1/000.p/2"} {
+			r.want(r.get("/"+c2sp.OriginHash(origin)+"/"+path), 404)
+		}
+		r.want(r.addEntries(r.push(768, 900).body()), 200)
+		r.want(r.get("/"+c2sp.OriginHash(origin)+"/tile/entries/002"), 200)
+	})
+	row("(cosignature) timestamp is the time at which the cosignature was generated: none is dated before the last one, or before the auditor was made.", func(t *testing.T) {
+		r := at(t, 300, 400)
+		right := r.clock.now()
+		for _, wrong := range []time.Duration{-time.Minute, -2 * time.Hour, -50 * 365 * 24 * time.Hour} {
+			r.clock.add(wrong)
+			if a := r.want(r.addEntries(r.push(300, 400).body()), 503); !strings.Contains(a.body, "clock") {
+				t.Errorf("%s", a.body)
+			}
+			r.clock.add(right.Sub(r.clock.now()))
+		}
+		if r.size() != 300 {
+			t.Errorf("cosigned %d", r.size())
+		}
+		r.want(r.addEntries(r.push(300, 400).body()), 200)
+		young := newRig(t) // whose clock stands before its own making
+		young.clock.add(-2 * time.Hour)
+		young.grow(3)
+		young.want(young.addCheckpoint(0), 200)
+		young.want(young.addEntries(young.push(0, 3).body()), 503)
 	})
 	row("(tlog-tiles) Logs MUST serve partial tiles corresponding to tree sizes for which a checkpoint was produced", func(t *testing.T) {
 		r := at(t, 300, 700)
