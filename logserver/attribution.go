@@ -4,15 +4,16 @@ package logserver
 // one logged can be found and disputed. It is the operator's alone: no leaf, no
 // answer and no metric has it.
 //
-// It is an append-only file in the log's directory, written durably before
-// anyone is told of an index. Who can change the file can at most blame, or
+// It is an append-only file in the log's directory. Before anyone is told of an
+// index, the journal has it with the credential (journal.go); this file has it
+// before the journal forgets it. Who can change the file can at most blame, or
 // hide, a credential before the operator; losing it loses attribution alone, and
 // the log goes on with a new one. A shared log keeps its record in its database:
 // see shared_logged.go.
 //
-// An entry that is in the log without a record, because the server was killed in
-// between, is recorded when somebody is acknowledged for it, as "late": by whom
-// it was asked for again, which is who logged it unless two had the same file.
+// An entry that is in the log without a record, because journal or file were
+// lost, is recorded when somebody is acknowledged for it, as "late": by whom it
+// was asked for again, which is who logged it unless two had the same file.
 //
 // The file is a sequence of frames:
 //
@@ -51,8 +52,6 @@ const AttributionFile = "logged-by"
 
 // attributions remembers who logged what.
 type attributions interface {
-	// record notes durably who logged entries that have just got their indexes.
-	record(ctx context.Context, entries []Attributed) error
 	// ensure records entries as late, as by's, of which nothing is known although
 	// the log had them before; it returns at once if there is none among them.
 	ensure(ctx context.Context, indexes []uint64, by string) error
@@ -137,15 +136,17 @@ type attributionFile struct {
 	path string
 	now  func() time.Time
 
-	mu     sync.Mutex
-	f      *os.File // guarded by mu; nil after a write has failed, until it is opened again
-	end    int64    // guarded by mu; of what is durable
-	start  uint64   // guarded by mu
-	known  spans    // guarded by mu; from start on
-	buf    []byte   // guarded by mu
-	broken bool     // guarded by mu; closed
+	mu       sync.Mutex
+	start    uint64       // guarded by mu
+	known    spans        // guarded by mu; from start on: in the file, or expected
+	expected []Attributed // guarded by mu; to be written, in the log's order
 
-	testSync func() error // instead of syncing, in tests
+	writing  sync.Mutex   // taken before mu
+	f        *os.File     // guarded by writing; nil after a write has failed, until it is opened again
+	end      int64        // guarded by writing; of what is durable
+	buf      []byte       // guarded by writing
+	closed   bool         // guarded by writing
+	testSync func() error // guarded by writing; instead of syncing, in tests
 }
 
 const (
@@ -235,10 +236,10 @@ func frame(to, payload []byte) []byte {
 	return append(to, payload...)
 }
 
-// append writes payloads durably; a.mu is held, or a is new. After an error the
+// append writes payloads durably; a.writing is held, or a is new. After an error the
 // file is what it was.
 func (a *attributionFile) append(payloads ...[]byte) error {
-	if a.broken {
+	if a.closed {
 		return errors.New("who logged what: it is closed")
 	}
 	if a.f == nil {
@@ -272,43 +273,98 @@ func (a *attributionFile) sync() error {
 	return unix.Fdatasync(int(a.f.Fd()))
 }
 
-// record implements attributions.
-func (a *attributionFile) record(_ context.Context, entries []Attributed) error {
+// expect notes who logged entries that have just got their indexes, and are in
+// the journal. flush writes it.
+func (a *attributionFile) expect(entries []Attributed) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.note(entries, loggedMark)
+	for _, e := range entries {
+		a.expected = addRun(a.expected, e)
+		a.known = a.known.add(span{e.First, e.First + e.Count})
+	}
 }
 
-func (a *attributionFile) note(entries []Attributed, mark byte) error {
-	if len(entries) == 0 {
+// flush writes what is expected, durably. After an error it still is expected.
+func (a *attributionFile) flush() error {
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	a.mu.Lock()
+	now := slices.Clone(a.expected)
+	a.mu.Unlock()
+	if len(now) == 0 {
 		return nil
 	}
-	payloads, err := encodeRuns(entries, mark, a.now())
+	payloads, err := encodeRuns(now, loggedMark, a.now())
 	if err != nil {
 		return err
 	}
 	if err := a.append(payloads...); err != nil {
 		return err
 	}
-	for _, e := range entries {
-		a.known = a.known.add(span{e.First, e.First + e.Count})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	// The last run may have grown meanwhile.
+	last := now[len(now)-1]
+	if grown := a.expected[len(now)-1]; grown.Count > last.Count {
+		grown.First, grown.Count = last.First+last.Count, grown.Count-last.Count
+		a.expected[len(now)-1] = grown
+		a.expected = slices.Delete(a.expected, 0, len(now)-1)
+	} else {
+		a.expected = slices.Delete(a.expected, 0, len(now))
 	}
 	return nil
 }
 
+// add records, of entries that the journal had, those of which nothing is known.
+func (a *attributionFile) add(entries []Attributed) error {
+	for _, e := range entries {
+		a.mu.Lock()
+		unknown := a.known.without(max(e.First, a.start), max(e.First+e.Count, a.start))
+		a.mu.Unlock()
+		for _, x := range unknown {
+			a.expect([]Attributed{{First: x.from, Count: x.to - x.from, By: e.By}})
+		}
+	}
+	return a.flush()
+}
+
 // ensure implements attributions.
 func (a *attributionFile) ensure(_ context.Context, indexes []uint64, by string) error {
+	if len(a.unknown(indexes, by)) == 0 {
+		return nil
+	}
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	late := a.unknown(indexes, by) // who came first has recorded it
+	if len(late) == 0 {
+		return nil
+	}
+	payloads, err := encodeRuns(late, lateMark, a.now())
+	if err != nil {
+		return err
+	}
+	if err := a.append(payloads...); err != nil {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var late []Attributed
+	for _, e := range late {
+		a.known = a.known.add(span{e.First, e.First + 1})
+	}
+	return nil
+}
+
+// unknown are the indexes of which nothing is known, in order, as by's.
+func (a *attributionFile) unknown(indexes []uint64, by string) (late []Attributed) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for _, i := range indexes {
 		if i >= a.start && !a.known.has(i) {
 			late = append(late, Attributed{First: i, Count: 1, By: by})
 		}
 	}
 	slices.SortFunc(late, func(x, y Attributed) int { return compareUint(x.First, y.First) })
-	late = slices.CompactFunc(late, func(x, y Attributed) bool { return x.First == y.First })
-	return a.note(late, lateMark)
+	return slices.CompactFunc(late, func(x, y Attributed) bool { return x.First == y.First })
 }
 
 func compareUint(x, y uint64) int {
@@ -323,9 +379,9 @@ func compareUint(x, y uint64) int {
 
 // close implements attributions.
 func (a *attributionFile) close() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.broken = true
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	a.closed = true
 	if a.f == nil {
 		return nil
 	}
@@ -374,12 +430,10 @@ func encodeRuns(entries []Attributed, mark byte, now time.Time) ([][]byte, error
 	return payloads, nil
 }
 
-// runsOf are the runs of entries that have just got their indexes.
+// runsOf are the runs of entries that have just got their indexes, in order.
 func runsOf(subs []*submission) []Attributed {
-	ordered := slices.Clone(subs) // two batches may have shared a flush
-	slices.SortFunc(ordered, func(x, y *submission) int { return compareUint(x.index, y.index) })
 	var runs []Attributed
-	for _, s := range ordered {
+	for _, s := range subs {
 		runs = addRun(runs, Attributed{First: s.index, Count: 1, By: s.by})
 	}
 	return runs

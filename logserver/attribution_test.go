@@ -77,7 +77,7 @@ func TestAttributionFile(t *testing.T) {
 	a := openTestAttribution(t, dir, 0)
 	note := func(runs ...Attributed) {
 		t.Helper()
-		if err := a.record(t.Context(), runs); err != nil {
+		if err := a.add(runs); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,7 +115,7 @@ func TestAttributionFile(t *testing.T) {
 	if err := a.close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.record(t.Context(), []Attributed{run(99, 1, "a")}); err == nil {
+	if err := a.add([]Attributed{run(99, 1, "a")}); err == nil {
 		t.Error("recorded after it was closed")
 	}
 	path := filepath.Join(dir, AttributionFile)
@@ -125,7 +125,7 @@ func TestAttributionFile(t *testing.T) {
 	}
 	// Torn at every byte of what is written next: nothing of it counts, nothing else is lost.
 	b := openTestAttribution(t, dir, 28)
-	if err := b.record(t.Context(), []Attributed{run(28, 3, "a"), run(31, 1, "b")}); err != nil {
+	if err := b.add([]Attributed{run(28, 3, "a"), run(31, 1, "b")}); err != nil {
 		t.Fatal(err)
 	}
 	b.close()
@@ -139,7 +139,7 @@ func TestAttributionFile(t *testing.T) {
 		}
 		check(fmt.Sprintf("torn at byte %d", cut))
 		c := openTestAttribution(t, dir, 28)
-		if err := c.record(t.Context(), nil); err != nil {
+		if err := c.add(nil); err != nil {
 			t.Fatal(err)
 		}
 		c.close()
@@ -154,7 +154,7 @@ func TestAttributionFile(t *testing.T) {
 	}
 	// A log that has lost entries: what comes there now is not what was there.
 	d := openTestAttribution(t, dir, 11)
-	if err := d.record(t.Context(), []Attributed{run(11, 1, "d")}); err != nil {
+	if err := d.add([]Attributed{run(11, 1, "d")}); err != nil {
 		t.Fatal(err)
 	}
 	d.close()
@@ -172,7 +172,7 @@ func TestAttributionIsDamaged(t *testing.T) {
 	dir := t.TempDir()
 	a := openTestAttribution(t, dir, 0)
 	for i := range 20 {
-		if err := a.record(t.Context(), []Attributed{run(uint64(i), 1, "a")}); err != nil {
+		if err := a.add([]Attributed{run(uint64(i), 1, "a")}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -210,7 +210,7 @@ func TestAttributionIsDamaged(t *testing.T) {
 		t.Errorf("damaged: %v", err)
 	}
 	b := openTestAttribution(t, dir, 20)
-	if err := b.record(t.Context(), []Attributed{run(20, 1, "b")}); err != nil {
+	if err := b.add([]Attributed{run(20, 1, "b")}); err != nil {
 		t.Fatal(err)
 	}
 	now, err := ReadAttribution(dir)
@@ -387,7 +387,7 @@ func TestAttributionIsCheap(t *testing.T) {
 	a := openTestAttribution(t, dir, 0)
 	const n = 1 << 20
 	for i := uint64(0); i < n; i += 1024 {
-		if err := a.record(t.Context(), []Attributed{run(i, 1024, "0123456789abcdef")}); err != nil {
+		if err := a.add([]Attributed{run(i, 1024, "0123456789abcdef")}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -438,7 +438,7 @@ func TestSpans(t *testing.T) {
 func FuzzAttribution(f *testing.F) {
 	dir := f.TempDir()
 	a := openTestAttribution(f, dir, 3)
-	if err := errors.Join(a.record(f.Context(), []Attributed{run(3, 4, "a"), run(7, 1, "")}), a.ensure(f.Context(), []uint64{9}, "b"), a.append([]byte{voidMark, 8})); err != nil {
+	if err := errors.Join(a.add([]Attributed{run(3, 4, "a"), run(7, 1, "")}), a.ensure(f.Context(), []uint64{9}, "b"), a.append([]byte{voidMark, 8})); err != nil {
 		f.Fatal(err)
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, AttributionFile))
@@ -471,7 +471,7 @@ func FuzzAttribution(f *testing.F) {
 func BenchmarkAttribution(b *testing.B) {
 	a := openTestAttribution(b, b.TempDir(), 0)
 	for i := 0; b.Loop(); i++ {
-		if err := a.record(b.Context(), []Attributed{run(uint64(i)*1024, 1024, "0123456789abcdef")}); err != nil {
+		if err := a.add([]Attributed{run(uint64(i)*1024, 1024, "0123456789abcdef")}); err != nil {
 			b.Fatal(err)
 		}
 	}

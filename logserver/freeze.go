@@ -299,6 +299,9 @@ func (l *Log) end(ctx context.Context) {
 }
 
 func (l *Log) tryEnd(ctx context.Context) error {
+	if err := l.takeIn(ctx); err != nil { // what the engine did not take before
+		return err
+	}
 	next, size, err := l.endedLeaf(ctx)
 	if err != nil {
 		return err
@@ -312,21 +315,21 @@ func (l *Log) tryEnd(ctx context.Context) error {
 		if l.cfg.testEnding != nil {
 			l.cfg.testEnding("drained")
 		}
-		index, err := l.engine.add(context.WithoutCancel(ctx), tessera.NewEntry(leaf))()
+		index, err := l.engine.append(context.WithoutCancel(ctx), []*tessera.Entry{tessera.NewEntry(leaf)})
 		if err != nil {
 			return fmt.Errorf("%w: the last entry could not be written: %w", ErrStorage, withoutPath(err))
 		}
-		if index.Index != size {
-			return fmt.Errorf("%w: the last entry got index %d, the log had %d entries", ErrBehind, index.Index, size)
+		if index != size {
+			return fmt.Errorf("%w: the last entry got index %d, the log had %d entries", ErrBehind, index, size)
 		}
 		if l.cfg.testEnding != nil {
 			l.cfg.testEnding("logged")
 		}
-		for size <= index.Index {
+		for size <= index {
 			if size, err = l.engine.size(ctx); err != nil {
 				return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 			}
-			if size <= index.Index && !sleep(ctx, time.Millisecond) {
+			if size <= index && !sleep(ctx, time.Millisecond) {
 				return ctx.Err()
 			}
 		}

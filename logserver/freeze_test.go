@@ -205,7 +205,7 @@ func TestFreezeRunningLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.add(context.Background(), tessera.NewEntry(leaf))(); err != nil {
+	if _, err := e.append(context.Background(), []*tessera.Entry{tessera.NewEntry(leaf)}); err != nil {
 		t.Fatal(err)
 	}
 	e.close(context.Background())
@@ -238,7 +238,7 @@ func TestGuardSignsNothingAfterTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, b := range [][]byte{leaf, other} {
-		if _, err := e.add(context.Background(), tessera.NewEntry(b))(); err != nil {
+		if _, err := e.append(context.Background(), []*tessera.Entry{tessera.NewEntry(b)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -93,7 +93,7 @@ func (r *rig) addBeneath(from, n int) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	var last tessera.IndexFuture
+	entries := make([]*tessera.Entry, n)
 	for i := range n {
 		x := nth(from + i)
 		x.Registry, x.Claim = testRegistry, "index"
@@ -101,9 +101,9 @@ func (r *rig) addBeneath(from, n int) {
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		last = e.add(r.t.Context(), tessera.NewEntry(leaf))
+		entries[i] = tessera.NewEntry(leaf)
 	}
-	if _, err := last(); err != nil {
+	if _, err := e.append(r.t.Context(), entries); err != nil {
 		r.t.Fatal(err)
 	}
 	if err := e.close(r.t.Context()); err != nil {

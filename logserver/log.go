@@ -1,6 +1,7 @@
 package logserver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/portbook/portbook/c2sp"
 	"github.com/portbook/portbook/entry"
+	"github.com/transparency-dev/tessera"
 	"golang.org/x/time/rate"
 )
 
@@ -99,7 +101,9 @@ type Log struct {
 	// takeAnchor makes anchor this server's; makeSure calls it until it has.
 	takeAnchor func() error
 	room       room
-	journal    *journal   // of streams
+	journal    atomic.Pointer[journal] // set once the log takes submissions
+	streamFile *streamFile
+	recalled   bool       // quotas know what was logged today; owned by makeSure
 	pub        *publisher // of a shared log too
 	shared     *shared    // nil unless the log is shared
 
@@ -346,17 +350,12 @@ func (l *Log) openWriteSide(id Identity) (err error) {
 	l.pub.quorum.Store(&quorum{l.cfg.Policy, l.witnesses, l.auditors})
 	l.ended, l.trouble = l.pub.ended, l.pub.trouble
 	seq := newSequencer()
-	seq.index, seq.add, seq.size, seq.tree = l.lookup, l.engine.add, l.engine.size, l.freshTree
+	seq.index, seq.feeder = l.lookup, l.feeder()
 	seq.grown = func(uint64) { l.pub.grown() }
-	seq.indexed = func(subs []*submission) {
-		if err := l.who.record(context.Background(), runsOf(subs)); err != nil {
-			l.cfg.Logger.Error("cannot record who logged what; nothing is acknowledged until it can be", "err", err)
-		}
-	}
 	seq.latch, seq.now, seq.logger, seq.gone = l.latch, l.cfg.Now, l.cfg.Logger, l.seqDone
 	l.seq = seq
-	l.journal = newJournal(filepath.Join(l.cfg.Dir, streamsFile), l.engine.size)
-	l.streams = newStreams(l.journal)
+	l.streamFile = newStreamFile(filepath.Join(l.cfg.Dir, streamsFile), l.taken)
+	l.streams = newStreams(l.streamFile)
 	return nil
 }
 
@@ -418,6 +417,9 @@ func (l *Log) begin(ctx, ending, publishing context.Context) {
 		return
 	}
 	l.working.Go(func() { l.awaitMark(ctx, l.stopSeq) })
+	seq, who := l.seq.(*sequencer), l.who.(*attributionFile)
+	seq.journal, seq.noted = l.journal.Load(), who.flush
+	seq.indexed = func(subs []*submission) { who.expect(runsOf(subs)) }
 	l.setStatus(Status{Writable: true})
 	l.cfg.Logger.Info("taking submissions", "origin", l.Origin(), "size", l.lookup.size())
 	l.seq.run(ctx)
@@ -435,7 +437,10 @@ func (l *Log) makeSure(ctx context.Context) error {
 	if err := l.engine.open(ctx); err != nil {
 		return err
 	}
-	if err := l.journal.load(); err != nil {
+	if err := l.takeIn(ctx); err != nil {
+		return err
+	}
+	if err := l.streamFile.load(); err != nil {
 		return err
 	}
 	if was, _ := l.board.get(); was.Note == nil {
@@ -475,18 +480,98 @@ func (l *Log) makeSure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !l.recalled {
+		l.recallQuotas(ctx)
+		l.recalled = true
+	}
+	return l.pub.hearWitnesses(ctx, func(err error) {
+		l.cfg.Logger.Warn("taking no submissions yet", "err", err)
+		l.setStatus(Status{Reason: err})
+	})
+}
+
+// takeIn opens the journal: what it has, and the tiles lack, is given to the
+// engine first. What tiles and journal both have must be the same.
+func (l *Log) takeIn(ctx context.Context) error {
+	if j := l.journal.Load(); j != nil && j.settled() {
+		return nil
+	}
+	dir := filepath.Join(l.cfg.Dir, journalDir)
+	first, entries, segments, err := readJournal(dir, l.Origin())
+	if err != nil {
+		return err
+	}
+	size, err := l.engine.size(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
+	}
+	if len(segments) > 0 && first > size {
+		return fmt.Errorf("%w: it has %d entries and its journal begins at entry %d: its storage was restored from a backup; restore the newer state, or rebuild it from a mirror", ErrBehind, size, first)
+	}
+	end := first + uint64(len(entries))
+	if least := l.anchor.known().size; max(size, end) < least {
+		return fmt.Errorf("%w: it has %d entries and has signed %d: it was restored from a backup; restore the newer state, or rebuild it from a mirror", ErrBehind, size, least)
+	}
+	t := l.freshTree(int64(min(size, end)))
+	t.ctx = ctx
+	err = t.each(int64(first), func(index int64, leaf []byte) error {
+		if !bytes.Equal(leaf, entries[uint64(index)-first].leaf) {
+			return fmt.Errorf("%w: entry %d is another in the tiles than in the journal: one of them is of another time, or was changed; "+
+				"receipts were given for what the journal has: to go on with the tiles, move the directory %s away", ErrBehind, index, journalDir)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if size < end {
+		l.cfg.Logger.Info("taking entries in from the journal, that have their index and are not in the tiles", "from", size, "to", end)
+	}
+	for size < end {
+		var next []*tessera.Entry
+		for _, e := range entries[size-first : min(size+EngineBatch, end)-first] {
+			next = append(next, tessera.NewEntry(e.leaf))
+		}
+		n, err := l.feeder().feed(ctx, size, next)
+		if size += uint64(n); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
 	if l.who == nil {
 		who, err := openAttribution(filepath.Join(l.cfg.Dir, AttributionFile), l.Origin(), size, l.cfg.Now, l.cfg.Logger)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrStorage, err)
 		}
 		l.who = who
-		l.recallQuotas(ctx)
 	}
-	return l.pub.hearWitnesses(ctx, func(err error) {
-		l.cfg.Logger.Warn("taking no submissions yet", "err", err)
-		l.setStatus(Status{Reason: err})
-	})
+	var runs []Attributed
+	for i, e := range entries {
+		runs = addRun(runs, Attributed{First: first + uint64(i), Count: 1, By: e.by})
+	}
+	if err := l.who.(*attributionFile).add(runs); err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if err := l.journal.Load().close(); err != nil {
+		return fmt.Errorf("%w: journal: %w", ErrStorage, withoutPath(err))
+	}
+	j, err := openJournal(dir, l.Origin(), segments, size)
+	if err == nil {
+		l.journal.Store(j)
+	}
+	return err
+}
+
+func (l *Log) feeder() feeder {
+	return feeder{l.engine.append, l.engine.size, l.engine.sync, l.freshTree}
+}
+
+// taken is how many entries have their index.
+func (l *Log) taken(ctx context.Context) (uint64, error) {
+	size, err := l.engine.size(ctx)
+	return max(size, l.journal.Load().end()), err
 }
 
 // recallQuotas counts what was logged today before the server started. If that
@@ -621,7 +706,7 @@ func (l *Log) release() error {
 	if l.engine != nil {
 		err = errors.Join(err, l.engine.close(context.Background()))
 	}
-	err = errors.Join(err, l.streams.close())
+	err = errors.Join(err, l.journal.Load().close(), l.streams.close())
 	if l.who != nil {
 		err = errors.Join(err, l.who.close())
 	}

@@ -3,6 +3,7 @@ package logserver
 // The embedded storage engine: Tessera on a POSIX directory, one process.
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -21,9 +22,13 @@ import (
 
 // engine is an open storage engine.
 type engine struct {
-	add   tessera.AddFn
-	size  func(context.Context) (uint64, error) // integrated size
-	close func(context.Context) error
+	// append adds entries, at most EngineBatch, behind what there is. It returns
+	// the index of the first once they are in the tiles, durably; the others
+	// follow it. After an error some of them may be there.
+	append func(ctx context.Context, entries []*tessera.Entry) (first uint64, err error)
+	size   func(context.Context) (uint64, error) // integrated size
+	sync   func() error                          // makes what was written durable, also by an append that failed
+	close  func(context.Context) error
 }
 
 // lateEngine is the storage engine of a log that is served: it opens when its
@@ -65,11 +70,18 @@ func (e *lateEngine) size(ctx context.Context) (uint64, error) {
 	return 0, errEngineOut
 }
 
-func (e *lateEngine) add(ctx context.Context, entry *tessera.Entry) tessera.IndexFuture {
+func (e *lateEngine) append(ctx context.Context, entries []*tessera.Entry) (uint64, error) {
 	if opened := e.opened.Load(); opened != nil {
-		return opened.add(ctx, entry)
+		return opened.append(ctx, entries)
 	}
-	return func() (tessera.Index, error) { return tessera.Index{}, errEngineOut }
+	return 0, errEngineOut
+}
+
+func (e *lateEngine) sync() error {
+	if opened := e.opened.Load(); opened != nil {
+		return opened.sync()
+	}
+	return errEngineOut
 }
 
 var errEngineOut = fmt.Errorf("%w: the storage engine is not open", ErrStorage)
@@ -112,7 +124,11 @@ func newPOSIX(ctx context.Context, dir string) (e *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return newEngine(ctx, driver)
+	if e, err = newEngine(ctx, driver); err != nil {
+		return nil, err
+	}
+	e.sync = func() error { return syncFileSystem(dir) }
+	return e, nil
 }
 
 // newEngine opens any Tessera driver as an appender with a throw-away signer
@@ -137,8 +153,9 @@ func newEngine(ctx context.Context, driver tessera.Driver) (*engine, error) {
 		return nil, err
 	}
 	return &engine{
-		add:  appender.Add,
-		size: reader.IntegratedSize,
+		append: appendTo(appender.Add),
+		size:   reader.IntegratedSize,
+		sync:   func() error { return nil },
 		// Tessera's own shutdown waits for its own checkpoint, which goes by file
 		// times. We only stop its goroutines, and they may outlive this call, and
 		// our lock, by what they are in the middle of. That harms no engine that
@@ -150,6 +167,83 @@ func newEngine(ctx context.Context, driver tessera.Driver) (*engine, error) {
 		// are. See TestReopenAtOnce.
 		close: func(context.Context) error { cancel(); return nil },
 	}, nil
+}
+
+// appendTo adds entries in order. Tessera takes what it is given within
+// EngineBatchAge as one batch, which is written whole or not at all; should it
+// come to two batches, and the first of them fail, the entries do not follow one
+// another.
+func appendTo(add tessera.AddFn) func(context.Context, []*tessera.Entry) (uint64, error) {
+	return func(ctx context.Context, entries []*tessera.Entry) (first uint64, err error) {
+		futures := make([]tessera.IndexFuture, len(entries))
+		for i, e := range entries {
+			futures[i] = add(ctx, e)
+		}
+		for i, f := range futures { // all of them: nothing may be under way afterwards
+			index, ferr := f()
+			switch {
+			case ferr != nil:
+				err = errors.Join(err, withoutPath(ferr))
+			case i == 0:
+				first = index.Index
+			case err == nil && index.Index != first+uint64(i):
+				err = fmt.Errorf("entry %d of a batch is at index %d, the first at %d", i, index.Index, first)
+			}
+		}
+		return first, err
+	}
+}
+
+// feeder gives an engine entries whose indexes are known.
+type feeder struct {
+	append func(ctx context.Context, entries []*tessera.Entry) (first uint64, err error)
+	size   func(context.Context) (uint64, error)
+	sync   func() error
+	tree   func(size int64) tree
+}
+
+// feed appends entries, the first of which has index next. It returns how many
+// are in the tiles, durably. Its error is trouble that may pass, unless it is
+// errUnreadable or ErrBehind: the log has something else in their place.
+func (f feeder) feed(ctx context.Context, next uint64, entries []*tessera.Entry) (int, error) {
+	first, err := f.append(context.WithoutCancel(ctx), entries)
+	if err == nil && first == next {
+		return len(entries), nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%w: entry %d was written as entry %d", ErrBehind, next, first)
+	} else {
+		err = fmt.Errorf("%w: the storage engine: %w", ErrStorage, err)
+	}
+	// What is there now?
+	size, serr := f.size(ctx)
+	if serr != nil {
+		return 0, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(serr))
+	}
+	if size < next || size > next+uint64(len(entries)) {
+		return 0, fmt.Errorf("%w: it has %d entries, and should have between %d and %d", ErrBehind, size, next, next+uint64(len(entries)))
+	}
+	t := f.tree(int64(size))
+	t.ctx = ctx
+	terr := t.each(int64(next), func(index int64, leaf []byte) error {
+		if !bytes.Equal(leaf, entries[uint64(index)-next].Data()) {
+			return fmt.Errorf("%w: entry %d is not the one that was given this index", ErrBehind, index)
+		}
+		return nil
+	})
+	if terr != nil {
+		return 0, terr
+	}
+	if size == next {
+		return 0, err
+	}
+	if serr := f.sync(); serr != nil {
+		return 0, fmt.Errorf("%w: %w", ErrStorage, withoutPath(serr))
+	}
+	if landed := int(size - next); landed < len(entries) {
+		return landed, err
+	}
+	return len(entries), nil
 }
 
 // directory reads a log directory in the layout of c2sp.org/tlog-tiles.

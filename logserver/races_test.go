@@ -35,15 +35,11 @@ func (r *rig) race(l *Log, by Token, first *entry.Entry, others ...*entry.Entry)
 			close(looked)
 		}
 	}
-	add := embedded(l).add
+	write := embedded(l).append
 	var once sync.Once
-	embedded(l).add = func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
-		f := add(ctx, e)
-		once.Do(func() {
-			now := f
-			f = func() (tessera.Index, error) { <-looked; return now() }
-		})
-		return f
+	embedded(l).append = func(ctx context.Context, entries []*tessera.Entry) (uint64, error) {
+		once.Do(func() { <-looked })
+		return write(ctx, entries)
 	}
 	ctx, cancel := context.WithTimeout(r.t.Context(), l.cfg.MaxWait)
 	defer cancel()

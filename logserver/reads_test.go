@@ -354,11 +354,11 @@ func (r *rig) addRaw(leaves ...string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	var last tessera.IndexFuture
-	for _, leaf := range leaves {
-		last = e.add(r.t.Context(), tessera.NewEntry([]byte(leaf)))
+	entries := make([]*tessera.Entry, len(leaves))
+	for i, leaf := range leaves {
+		entries[i] = tessera.NewEntry([]byte(leaf))
 	}
-	if _, err := last(); err != nil {
+	if _, err := e.append(r.t.Context(), entries); err != nil {
 		r.t.Fatal(err)
 	}
 	if err := e.close(r.t.Context()); err != nil {

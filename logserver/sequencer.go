@@ -2,16 +2,17 @@ package logserver
 
 // The sequencer takes submissions in batches:
 //
-//	submit ─▶ [batch] ─▶ decide each entry's slot ─▶ driver.Add ─▶ index ─▶
-//	apply, in the log's order ─▶ whoever waits
+//	submit ─▶ [batch] ─▶ decide each entry's slot ─▶ journal: its index ─▶ who
+//	waits for a receipt ─▶ storage engine ─▶ index of the log ─▶ apply, in order
 //
-// One goroutine decides and applies; another waits for the driver, so that a
-// batch is being decided while the one before is being written. What decides is
-// the log's own entries, through the index, and what is in flight: decided and
-// not yet applied. That is in memory alone. The log is the durable record: what
-// of it survives a crash is all replayed before anything is decided again, and
-// what does not survive was answered to nobody. See
-// docs/decisions/0005-the-log-is-the-reservation.md.
+// One goroutine decides and applies, one writes the journal, one feeds the
+// engine, so that all three happen at once. What decides is the log's own
+// entries, through the index, and what is in flight: decided and not yet
+// applied. That is in memory alone. The journal and the log are the durable
+// record: what of it survives a crash is all replayed before anything is decided
+// again, and what does not survive was answered to nobody. See
+// docs/decisions/0005-the-log-is-the-reservation.md and
+// docs/decisions/0012-journal.md.
 //
 // What would be decided by rows that an entry in flight may yet change is held
 // back until that entry is applied: see needs.
@@ -25,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/portbook/portbook/entry"
@@ -93,63 +95,67 @@ func (u usage) add(needs []need, times int) {
 // of a submitter for a project.
 type conflictCredit func(project string) bool
 
-// addedBatch is a batch that was handed to the driver.
-type addedBatch struct {
-	subs    []*submission
-	futures []tessera.IndexFuture
-}
-
-// result is what the driver made of a batch.
-type result struct {
-	good   []*submission // their index is set
-	failed []*submission // what became of them is not known
+// A batch is entries that were decided together, in the log's order.
+type batch struct {
+	subs []*submission
+	err  error // of the journal: none of them has an index
 }
 
 type sequencer struct {
 	index   *index
-	add     tessera.AddFn
-	size    func(context.Context) (uint64, error) // integrated size
-	tree    func(size int64) tree
-	grown   func(size uint64) // called when indexes below size are assigned
+	journal *journal
+	feeder                    // to the storage engine
+	grown   func(size uint64) // called when the entries below size are in the tiles
 	latch   func(error)       // stops writing for good
 	now     func() time.Time
 	logger  *slog.Logger
 	in      chan []*submission
-	indexed func([]*submission) // may be nil; called with entries that have their index, before anyone is told
-	added   chan addedBatch
-	results chan result
-	gone    <-chan struct{} // closed when run has returned, or never runs
+	indexed func([]*submission)   // called with entries that have their index, before anyone is told
+	noted   func() error          // makes durable what indexed was told, before the journal forgets it
+	decided chan batch            // to the journal
+	written chan batch            // from the journal
+	feeding chan batch            // to the engine
+	fed     chan batch            // from the engine, of any length
+	gone    <-chan struct{}       // closed when run has returned, or never runs
+	stuck   atomic.Pointer[error] // why what has its index cannot be written at the moment; nil if it can
 
 	// Owned by the run goroutine, which has index.applying.
-	inFlight    map[[32]byte]*submission // decided, not yet applied, by key
-	ready       map[uint64]*submission   // has an index, behind one that is not known yet
-	used        usage                    // the needs of what is in flight
-	held        []*submission            // wait for what is in flight, in order of arrival
-	batch       uint64                   // number of the last batch that was handed over
-	unapplied   map[uint64]int           // entries of each batch that are in flight
-	outstanding int                      // batches that the driver has not answered
-	doubt       bool                     // a write failed: nothing is decided before recover has found out what is so
-	tried       time.Time                // when recover last failed
+	inFlight  map[[32]byte]*submission // decided, not yet applied, by key
+	used      usage                    // the needs of what is in flight
+	held      []*submission            // wait for what is in flight, in order of arrival
+	batch     uint64                   // number of the last batch that was handed over
+	unapplied map[uint64]int           // entries of each batch that are in flight
+	writing   int                      // batches that the journal has not answered
+	feeds     int                      // entries that the engine has not answered
+	top       uint64                   // the engine said that it has the entries below
+	doubt     bool                     // the index missed an entry: nothing is decided before recover has replayed the log
+	tried     time.Time                // when recover last failed
 
-	testDecided func() // called by decide in tests between deciding and the driver
+	testDecided func() // called by decide in tests between deciding and the journal
 }
 
 const (
 	batchMax = 1024
 	queueMax = 64 // messages, of up to maxStreamEntries
-	// maxOutstanding batches are with the driver; meanwhile the next one grows.
-	maxOutstanding = 2
-	recoverPause   = 100 * time.Millisecond
+	// maxWriting batches are with the journal; meanwhile the next one grows.
+	maxWriting = 2
+	// maxFeed entries have an index and are not in the tiles: they are in memory.
+	maxFeed = 8 * batchMax
+	// feedPause is the least time between two batches that are not full: each is
+	// some ten fsyncs, and tiles that are written again by the next one.
+	feedPause    = 10 * time.Millisecond
+	recoverPause = 100 * time.Millisecond
 )
 
 func newSequencer() *sequencer {
 	return &sequencer{
 		in:        make(chan []*submission, queueMax),
-		added:     make(chan addedBatch, maxOutstanding), // never full, nor is results
-		results:   make(chan result, maxOutstanding),
+		decided:   make(chan batch, maxWriting), // never full, nor is written
+		written:   make(chan batch, maxWriting),
+		feeding:   make(chan batch, maxFeed), // each batch has an entry: never full, nor is fed
+		fed:       make(chan batch, maxFeed),
 		inFlight:  map[[32]byte]*submission{},
 		used:      usage{},
-		ready:     map[uint64]*submission{},
 		unapplied: map[uint64]int{},
 	}
 }
@@ -167,57 +173,79 @@ func (q *sequencer) submit(ctx context.Context, subs []*submission) error {
 }
 
 // run decides batches until ctx ends; then everything that is in the queue is
-// refused, everything handed over is applied, and run returns.
+// refused, everything handed over is applied if the engine takes it, and run
+// returns.
 func (q *sequencer) run(ctx context.Context) {
 	q.index.applying.Lock()
 	defer q.index.applying.Unlock()
-	go q.wait()
+	go q.write()
+	go q.feedEngine(ctx)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if q.doubt && q.outstanding == 0 && time.Since(q.tried) > recoverPause {
+		if q.doubt && q.idle() && time.Since(q.tried) > recoverPause {
 			q.tryRecover(ctx)
 		}
-		full, broken := q.index.full()
-		switch {
-		case q.doubt:
-			q.refuse(q.held, errRecovering)
-			q.held = nil
-		case broken != nil:
-			q.refuse(q.held, errIndex)
+		closed := q.closed()
+		if closed != nil {
+			q.refuse(q.held, closed)
 			q.held = nil
 		}
 		in := q.in
-		if q.outstanding >= maxOutstanding || q.doubt && q.outstanding > 0 || full && broken == nil {
+		full, broken := q.index.full()
+		if q.writing >= maxWriting || q.feeds >= maxFeed && closed == nil || q.doubt && !q.idle() || full && broken == nil {
 			in = nil
 		}
 		select {
 		case <-ctx.Done():
 			q.shut()
 			return
-		case r := <-q.results:
-			q.take(r)
-			if len(q.held) > 0 && !q.doubt && q.outstanding < maxOutstanding {
-				q.decide(ctx, nil)
-			}
+		case b := <-q.written:
+			q.take(b)
+			q.again()
+		case b := <-q.fed:
+			q.apply(b)
+			q.again()
 		case <-tick.C: // to look again
 		case first := <-in:
 			batch := q.gather(first)
-			switch {
-			case q.doubt:
-				q.refuse(batch, errRecovering)
-			case broken != nil:
-				q.refuse(batch, errIndex)
-			default:
-				q.decide(ctx, batch)
+			if closed := q.closed(); closed != nil {
+				q.refuse(batch, closed)
+			} else {
+				q.decide(batch)
 			}
 		}
 	}
 }
 
+// again decides what is held back, if it can be.
+func (q *sequencer) again() {
+	if len(q.held) > 0 && q.closed() == nil && q.writing < maxWriting {
+		q.decide(nil)
+	}
+}
+
+// idle reports whether everything that was handed over is settled.
+func (q *sequencer) idle() bool { return q.writing == 0 && q.feeds == 0 }
+
+// closed is why nothing is taken at the moment.
+func (q *sequencer) closed() error {
+	_, broken := q.index.full()
+	switch {
+	case q.doubt:
+		return errRecovering
+	case broken != nil:
+		return errIndex
+	case q.stuck.Load() != nil:
+		return errStuck
+	}
+	return nil
+}
+
 var (
 	errRecovering = fmt.Errorf("%w: it is recovering from a failed write", ErrStorage)
 	errIndex      = fmt.Errorf("%w: the index cannot be written", ErrStorage)
+	errStuck      = fmt.Errorf("%w: it cannot be written", ErrStorage)
 )
 
 func (q *sequencer) refuse(subs []*submission, err error) {
@@ -241,7 +269,8 @@ func (q *sequencer) gather(first []*submission) []*submission {
 	return batch
 }
 
-// shut refuses what is in the queue or held back, and applies what the driver has.
+// shut refuses what is in the queue or held back, and applies what has an index
+// and the engine takes. What it does not take, the next start gives it.
 func (q *sequencer) shut() {
 	q.refuse(q.held, fmt.Errorf("%w: %w", ErrReadOnly, errClosing))
 	q.held = nil
@@ -253,59 +282,171 @@ func (q *sequencer) shut() {
 			empty = true
 		}
 	}
-	close(q.added)
-	for q.outstanding > 0 {
-		q.take(<-q.results)
+	close(q.decided)
+	for q.writing > 0 {
+		q.take(<-q.written)
+	}
+	for b := range q.fed {
+		q.apply(b)
 	}
 }
 
-// take applies what the driver made of a batch, then answers.
-func (q *sequencer) take(r result) {
-	q.outstanding--
-	next := q.index.size()
-	for _, s := range r.good {
-		if s.index == next && !q.doubt {
-			q.apply(s)
-			next++
+// write writes decided batches into the journal: then they have their indexes,
+// and whoever waits for no more is told.
+func (q *sequencer) write() {
+	defer close(q.feeding)
+	for b := range q.decided {
+		first, err := q.journal.append(b.subs)
+		if err != nil {
+			b.err = err
+			q.written <- b
 			continue
 		}
-		q.ready[s.index] = s
-	}
-	for s := q.ready[next]; s != nil && !q.doubt; s = q.ready[next] {
-		delete(q.ready, next)
-		q.apply(s)
-		next++
-	}
-	q.index.announce()
-	if len(r.failed) > 0 {
-		q.doubt = true
-	}
-	if len(r.good) > 0 {
-		grown := uint64(0)
-		for _, s := range r.good {
-			grown = max(grown, s.index+1)
+		for i, s := range b.subs {
+			s.index = first + uint64(i)
+		}
+		q.indexed(b.subs)
+		for _, s := range b.subs {
 			s.resolve(s.index, true, nil)
 		}
-		q.grown(grown)
+		q.feeding <- b
+		q.written <- b
 	}
-	q.refuse(r.failed, fmt.Errorf("%w: the entry could not be written; submit it again", ErrStorage))
 }
 
-// apply records an entry that stands where the index ends, and frees what it
-// needed. If that fails, recover starts from the log again.
-func (q *sequencer) apply(s *submission) {
-	if err := (indexRows{q.index}).apply(s.index, s.entry, s.finds); err != nil {
-		q.logger.Error("the index cannot follow the log", "index", s.index, "err", err)
-		q.doubt = true
-		q.ready[s.index] = s
+// take hears of the journal that a batch has its indexes, or forgets it.
+func (q *sequencer) take(b batch) {
+	q.writing--
+	if b.err == nil {
 		return
 	}
+	q.logger.Error("the journal cannot be written", "err", b.err)
+	q.feeds -= len(b.subs)
+	for _, s := range b.subs {
+		q.settle(s)
+	}
+	q.refuse(b.subs, fmt.Errorf("%w: the entry could not be written; submit it again", ErrStorage))
+}
+
+// feedEngine gives the engine what has its index, in the log's order.
+func (q *sequencer) feedEngine(ctx context.Context) {
+	defer close(q.fed)
+	var subs []*submission
+	more := func() {
+		for len(subs) < EngineBatch {
+			select {
+			case b := <-q.feeding: // nothing once it is closed
+				if subs = append(subs, b.subs...); b.subs != nil {
+					continue
+				}
+			default:
+			}
+			return
+		}
+	}
+	for last := (time.Time{}); ; {
+		if len(subs) == 0 {
+			b, ok := <-q.feeding
+			if !ok {
+				return
+			}
+			subs = b.subs
+		}
+		if more(); len(subs) < EngineBatch {
+			sleep(ctx, feedPause-time.Since(last))
+			more()
+		}
+		last = time.Now()
+		now := subs[:min(len(subs), EngineBatch)]
+		if !q.integrate(ctx, now) || !q.note(ctx) {
+			return // the journal has them
+		}
+		q.fed <- batch{subs: now}
+		subs = subs[len(now):]
+	}
+}
+
+// integrate has the engine write entries that have their indexes, until it has.
+// It gives up, and returns false, if ctx ends before, or if the engine has
+// something else in their place: then writing stops.
+func (q *sequencer) integrate(ctx context.Context, subs []*submission) bool {
+	entries := make([]*tessera.Entry, len(subs))
+	for i, s := range subs {
+		entries[i] = s.tessera
+	}
+	for {
+		n, err := q.feed(ctx, subs[0].index, entries)
+		subs, entries = subs[n:], entries[n:]
+		if err == nil {
+			q.stuck.Store(nil)
+			return true
+		}
+		if errors.Is(err, errUnreadable) || errors.Is(err, ErrBehind) {
+			q.latch(fmt.Errorf("after a failed write: %w", err))
+			q.stuck.Store(&err)
+			<-ctx.Done()
+			return false
+		}
+		if q.stuck.Swap(&err) == nil {
+			q.logger.Error("the storage engine cannot write; trying again", "err", err)
+		}
+		if !sleep(ctx, recoverPause) {
+			return false
+		}
+		for i, e := range entries {
+			entries[i] = tessera.NewEntry(e.Data()) // the other may have an index
+		}
+	}
+}
+
+// note has who logged what written down, or gives up as integrate does.
+func (q *sequencer) note(ctx context.Context) bool {
+	for {
+		err := q.noted()
+		if err == nil {
+			q.stuck.Store(nil)
+			return true
+		}
+		if q.stuck.Swap(&err) == nil {
+			q.logger.Error("cannot record who logged what; nothing is taken until it can be", "err", err)
+		}
+		if !sleep(ctx, recoverPause) {
+			return false
+		}
+	}
+}
+
+// settle frees what a submission needed: it is applied, or will never be.
+func (q *sequencer) settle(s *submission) {
 	q.used.add(s.needs, -1)
 	if q.inFlight[s.key] == s {
 		delete(q.inFlight, s.key)
 	}
 	if q.unapplied[s.batch]--; q.unapplied[s.batch] == 0 {
 		delete(q.unapplied, s.batch)
+	}
+}
+
+// apply records entries that are in the tiles. If that fails, recover starts
+// from the log again.
+func (q *sequencer) apply(b batch) {
+	q.feeds -= len(b.subs)
+	for _, s := range b.subs {
+		q.top = s.index + 1
+		if q.doubt {
+			continue // recover finds it in the log
+		}
+		if err := (indexRows{q.index}).apply(s.index, s.entry, s.finds); err != nil {
+			q.logger.Error("the index cannot follow the log", "index", s.index, "err", err)
+			q.doubt = true
+			continue
+		}
+		q.settle(s)
+	}
+	q.index.announce()
+	q.grown(q.top)
+	if err := q.journal.free(q.top); err != nil {
+		q.logger.Error("what the journal has no use for cannot be removed", "err", err)
 	}
 }
 
@@ -320,8 +461,8 @@ func (q *sequencer) settled(n uint64) bool {
 }
 
 // decide decides what is held back, then batch, and hands the new entries to
-// the driver.
-func (q *sequencer) decide(ctx context.Context, batch []*submission) {
+// the journal.
+func (q *sequencer) decide(batch []*submission) {
 	batch = append(q.held, batch...)
 	type outcome struct {
 		sub   *submission
@@ -370,7 +511,7 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	if q.testDecided != nil {
 		q.testDecided()
 	}
-	q.handOver(ctx, fresh)
+	q.handOver(fresh)
 	for _, o := range outcomes {
 		var conflict *ConflictError
 		if errors.As(o.err, &conflict) && conflict.Slot.File != "" {
@@ -383,20 +524,19 @@ func (q *sequencer) decide(ctx context.Context, batch []*submission) {
 	}
 }
 
-// handOver gives decided entries to the driver.
-func (q *sequencer) handOver(ctx context.Context, fresh []*submission) {
+// handOver gives decided entries to the journal.
+func (q *sequencer) handOver(fresh []*submission) {
 	q.batch++
 	if len(fresh) == 0 {
 		return
 	}
-	b := addedBatch{subs: fresh, futures: make([]tessera.IndexFuture, len(fresh))}
-	for i, s := range fresh {
+	for _, s := range fresh {
 		s.batch = q.batch
-		b.futures[i] = q.add(context.WithoutCancel(ctx), s.tessera)
 	}
 	q.unapplied[q.batch] = len(fresh)
-	q.outstanding++
-	q.added <- b
+	q.writing++
+	q.feeds += len(fresh)
+	q.decided <- batch{subs: fresh}
 }
 
 // verdict is the rule of admission for a submission whose key is not in flight.
@@ -475,68 +615,39 @@ func conflictEntry(s *submission, c *ConflictError, now time.Time) (*submission,
 	return newSubmission(e, s.credit)
 }
 
-// wait collects the driver's answers. Batches that the driver flushes at once
-// may get their indexes in either order.
-func (q *sequencer) wait() {
-	for b := range q.added {
-		r := result{good: make([]*submission, 0, len(b.subs))}
-		for i, f := range b.futures {
-			s := b.subs[i]
-			index, err := f()
-			if err != nil {
-				q.logger.Error("the storage engine failed to take an entry", "err", withoutPath(err))
-				r.failed = append(r.failed, s)
-				continue
-			}
-			s.index = index.Index
-			r.good = append(r.good, s)
-		}
-		if len(r.good) > 0 && q.indexed != nil {
-			q.indexed(r.good) // here, where its fsync delays no decision
-		}
-		q.results <- r
-	}
-}
-
 // tryRecover runs recover. If storage holds the wrong thing, writing stops; if
 // it merely fails, submissions fail until it does not.
 func (q *sequencer) tryRecover(ctx context.Context) {
 	switch err := q.recover(ctx); {
 	case err == nil:
-		q.logger.Info("recovered from a failed write", "size", q.index.size())
+		q.logger.Info("the index follows the log again", "size", q.index.size())
 		q.doubt = false
 	case ctx.Err() != nil:
 	case errors.Is(err, errUnreadable), errors.Is(err, ErrBehind):
-		q.latch(fmt.Errorf("recovering from a failed write: %w", err))
+		q.latch(fmt.Errorf("the index cannot follow the log: %w", err))
 		q.tried = time.Now().Add(time.Hour) // for good
 	default:
-		q.logger.Error("cannot recover from a failed write yet", "err", err)
+		q.logger.Error("the index cannot follow the log yet", "err", err)
 		q.tried = time.Now()
 	}
 }
 
-// recover finds out what became of entries after a write failed: those the log
-// has are applied, the others are forgotten and their slots are free. The driver
-// has nothing.
+// recover replays the log into an index that missed an entry. Everything that
+// was handed over is settled or in the log.
 func (q *sequencer) recover(ctx context.Context) error {
 	size, err := q.size(ctx)
 	if err != nil {
 		return err
 	}
-	for index := range q.ready {
-		if index >= size {
-			return fmt.Errorf("%w: entry %d was taken and is not there; the log has %d", ErrBehind, index, size)
-		}
+	if size < q.top {
+		return fmt.Errorf("%w: entry %d was taken and is not there; the log has %d", ErrBehind, q.top-1, size)
 	}
 	if err := errors.Join(q.index.replay(ctx, q.tree(int64(size)), nil), q.index.readable()); err != nil {
 		return err
 	}
 	clear(q.inFlight)
-	clear(q.ready)
 	clear(q.used)
 	clear(q.unapplied)
-	if size > 0 {
-		q.grown(size)
-	}
+	q.index.announce()
 	return nil
 }

@@ -36,7 +36,7 @@ type sharedAttribution struct {
 	seen  uint64 // guarded by mu; of what was recorded below it when the log was opened nothing is in known
 }
 
-// record implements attributions.
+// record notes durably who logged entries that have just got their indexes.
 func (a *sharedAttribution) record(ctx context.Context, entries []Attributed) error {
 	return a.note(ctx, entries, false)
 }

@@ -45,10 +45,10 @@ func streamPlaces(t *testing.T) map[string]streamPlace {
 			},
 			grow: size.Store,
 			count: func(store streamStore) int {
-				if err := store.(*journal).rewrite(); err != nil {
+				if err := store.(*streamFile).rewrite(); err != nil {
 					t.Fatal(err)
 				}
-				return len(store.(*journal).known)
+				return len(store.(*streamFile).known)
 			},
 		},
 		"database": {

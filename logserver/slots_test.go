@@ -435,22 +435,21 @@ func TestFailedWritesAreRecovered(t *testing.T) {
 	fault := errors.New("disk on fire")
 	var mu sync.Mutex
 	n := 0
-	add := embedded(l).add
-	hook := func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
-		mu.Lock()
-		n++
-		k := n
-		mu.Unlock()
-		switch k % 5 {
+	write := embedded(l).append
+	embedded(l).append = func(ctx context.Context, entries []*tessera.Entry) (uint64, error) { // the sequencer is idle
+		n++ // one goroutine calls
+		switch n % 5 {
 		case 1: // never written
-			return func() (tessera.Index, error) { return tessera.Index{}, fault }
+			return 0, fault
 		case 2: // written, and reported as failed
-			f := add(ctx, e)
-			return func() (tessera.Index, error) { f(); return tessera.Index{}, fault }
+			_, err := write(ctx, entries)
+			return 0, errors.Join(err, fault)
+		case 3: // half of it written
+			_, err := write(ctx, entries[:len(entries)/2])
+			return 0, errors.Join(err, fault)
 		}
-		return add(ctx, e)
+		return write(ctx, entries)
 	}
-	embedded(l).add = hook // the sequencer is idle
 	acks := map[int]uint64{}
 	var wg sync.WaitGroup
 	for w := range 8 {
@@ -495,57 +494,62 @@ func TestFailedWritesAreRecovered(t *testing.T) {
 	r.replayed(l)
 }
 
-// TestNothingIsDecidedInDoubt: an entry that is written and reported as failed
-// holds its slot, however long it takes to find that out.
-func TestNothingIsDecidedInDoubt(t *testing.T) {
+// receipt submits e for a receipt.
+func receipt(r *rig, l *Log, e *entry.Entry) (*Ack, error) {
+	return l.Submit(r.t.Context(), r.token, e, Sequenced)
+}
+
+// TestEngineOut: while the engine writes nothing, receipts stand, nothing more
+// is taken, and what has its index is in the log once the engine is back.
+func TestEngineOut(t *testing.T) {
 	r := newRig(t, 1, 1)
 	l := r.ready()
 	r.must(l, nth(0))
 	fault := errors.New("disk on fire")
 	var broken atomic.Bool
-	q := embedded(l) // it is idle
-	add, size := q.add, q.size
-	q.add = func(ctx context.Context, e *tessera.Entry) tessera.IndexFuture {
-		f := add(ctx, e)
-		if !broken.Load() {
-			return f
+	write, size := embedded(l).append, embedded(l).size
+	embedded(l).append = func(ctx context.Context, entries []*tessera.Entry) (uint64, error) { // the sequencer is idle
+		first, err := write(ctx, entries)
+		if broken.Load() {
+			return 0, errors.Join(err, fault)
 		}
-		return func() (tessera.Index, error) { f(); return tessera.Index{}, fault }
+		return first, err
 	}
-	q.size = func(ctx context.Context) (uint64, error) {
+	embedded(l).size = func(ctx context.Context) (uint64, error) {
 		if broken.Load() {
 			return 0, fault
 		}
 		return size(ctx)
 	}
 	broken.Store(true)
-	if _, err := r.submit(l, nth(1)); !errors.Is(err, ErrStorage) {
-		t.Fatalf("a failed write: %v", err)
+	if ack, err := receipt(r, l, nth(1)); err != nil || ack.Index != 1 {
+		t.Fatalf("a receipt before anybody knew: %v, %v", ack, err)
 	}
+	waitFor(t, "the log to know", func() bool { return embedded(l).stuck.Load() != nil })
 	other := nth(1)
 	other.SHA256 = nth(2).SHA256
 	for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
 		for _, e := range []*entry.Entry{other, nth(1), nth(0)} {
-			if ack, err := r.submit(l, e); !errors.Is(err, ErrStorage) {
-				t.Fatalf("in doubt: %v, %v", ack, err)
+			if ack, err := receipt(r, l, e); !errors.Is(err, ErrStorage) {
+				t.Fatalf("while the engine is out: %v, %v", ack, err)
 			}
 		}
 	}
 	broken.Store(false)
 	var conflict *ConflictError
-	waitFor(t, "the log to recover", func() bool { _, err := r.submit(l, other); return errors.As(err, &conflict) })
+	waitFor(t, "the engine to be back", func() bool { _, err := r.submit(l, other); return errors.As(err, &conflict) })
 	if ack := r.must(l, nth(1)); conflict.FirstIndex != 1 || ack.Index != 1 {
 		t.Errorf("conflict with %d; the entry is %d", conflict.FirstIndex, ack.Index)
 	}
 	r.replayed(l)
 }
 
-// TestRecoverMissesATakenEntry: an entry that was given an index and is not in
-// the log after a failed write means that the log went back.
+// TestRecoverMissesATakenEntry: an entry that the engine said it has, and that is
+// not in the log when the index is made anew, means that the log went back.
 func TestRecoverMissesATakenEntry(t *testing.T) {
 	q := newSequencer()
 	q.size = func(context.Context) (uint64, error) { return 3, nil }
-	q.ready[3] = &submission{}
+	q.top = 4
 	if err := q.recover(t.Context()); !errors.Is(err, ErrBehind) {
 		t.Errorf("%v", err)
 	}

@@ -92,7 +92,7 @@ func (s *served) tokenID() string { return strings.Split(s.bearer, "_")[1] }
 
 // TestStreamsNotReadYet: nobody is told that a stream begins before that is known.
 func TestStreamsNotReadYet(t *testing.T) {
-	j := newJournal(filepath.Join(t.TempDir(), "streams"), func(context.Context) (uint64, error) { return 0, nil })
+	j := newStreamFile(filepath.Join(t.TempDir(), "streams"), func(context.Context) (uint64, error) { return 0, nil })
 	s := newStreams(j)
 	if _, err := s.open(t.Context(), "x", "y"); !errors.Is(err, ErrStorage) {
 		t.Errorf("opened: %v", err)

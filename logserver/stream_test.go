@@ -106,7 +106,7 @@ func TestNamedStreamResumes(t *testing.T) {
 		// What kill -9 here leaves: never more than the log has, never less than
 		// was answered.
 		copyDir(t, filepath.Join(r.dir, streamsFile), filepath.Join(crashes, streamsFile))
-		size, err := s.log.engine.size(t.Context())
+		size, err := s.log.taken(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestNamedStreamResumes(t *testing.T) {
 			t.Errorf("after %d answers a crash leaves %+v, %v; the log has %d", n+1, p, err, size)
 		}
 		// The same journal beside a log that went back claims nothing.
-		j.store.(*journal).size = func(context.Context) (uint64, error) { return size - 1, nil }
+		j.store.(*streamFile).size = func(context.Context) (uint64, error) { return size - 1, nil }
 		if p, err := j.open(t.Context(), id, "backfill-1"); err != nil || p.accepted != 0 {
 			t.Errorf("beside a shorter log: %+v, %v", p, err)
 		}

@@ -7,7 +7,7 @@ package logserver
 // ahead of it. It follows the entries it counts, which are durable by then, so
 // it is never ahead of the log. All streams that move at once share a write.
 //
-// An embedded log keeps a journal of fixed records. What of it is unreadable is
+// An embedded log keeps a file of fixed records. What of it is unreadable is
 // forgotten: a stream then begins anew, and its entries, submitted again, get
 // the indexes they have. The whole file can be deleted. A shared log keeps rows
 // in its database: see shared_streams.go.
@@ -34,14 +34,14 @@ const (
 	streamsFile = "streams"
 	// maxStreams are remembered; those that moved longest ago are forgotten first.
 	maxStreams = 10_000
-	// maxJournal records are written before the file is made anew, short.
-	maxJournal = 100_000
+	// maxStreamRecords are written before the file is made anew, short.
+	maxStreamRecords = 100_000
 )
 
 // streamKey is of a credential and the stream's name.
 type streamKey = [24]byte
 
-// streamRecord is the position of one stream. In a journal it is 44 bytes: key,
+// streamRecord is the position of one stream. In a file it is 44 bytes: key,
 // position, and least as big-endian integers, and the CRC-32C of these.
 type streamRecord struct {
 	key      streamKey
@@ -163,8 +163,8 @@ func parseStreamRecord(b []byte) (r streamRecord, ok bool) {
 	return r, crc32.Checksum(b[:40], castagnoli) == binary.BigEndian.Uint32(b[40:])
 }
 
-// journal implements streamStore in a file.
-type journal struct {
+// streamFile implements streamStore in a file.
+type streamFile struct {
 	path string
 	size func(context.Context) (uint64, error) // of the log, what is durable
 
@@ -179,21 +179,21 @@ type journal struct {
 	records int      // in the file
 }
 
-// newJournal is the journal at path, which is to be loaded.
-func newJournal(path string, size func(context.Context) (uint64, error)) *journal {
-	return &journal{path: path, size: size, known: map[streamKey]streamRecord{}, moved: map[streamKey]uint64{}}
+// newStreamFile is the file at path, which is to be loaded.
+func newStreamFile(path string, size func(context.Context) (uint64, error)) *streamFile {
+	return &streamFile{path: path, size: size, known: map[streamKey]streamRecord{}, moved: map[streamKey]uint64{}}
 }
 
-// openStreams opens the streams whose journal is at path.
+// openStreams opens the streams that are kept in the file at path.
 func openStreams(path string, size func(context.Context) (uint64, error)) (*streams, error) {
-	j := newJournal(path, size)
+	j := newStreamFile(path, size)
 	return newStreams(j), j.load()
 }
 
 // load reads the file; a missing one is empty. Before, nobody is told of a
 // position. After an error it may be called again; once it has succeeded it does
 // nothing.
-func (j *journal) load() error {
+func (j *streamFile) load() error {
 	j.mu.Lock()
 	read := j.read
 	j.mu.Unlock()
@@ -224,7 +224,7 @@ func (j *journal) load() error {
 
 // forget drops, for good, what says more than the log has: it went back while
 // nobody looked, and will be that long again with other entries.
-func (j *journal) forget() error {
+func (j *streamFile) forget() error {
 	if len(j.known) == 0 {
 		return nil
 	}
@@ -248,13 +248,13 @@ func (j *journal) forget() error {
 	return nil
 }
 
-func (j *journal) note(r streamRecord) {
+func (j *streamFile) note(r streamRecord) {
 	j.number++
 	j.known[r.key], j.moved[r.key] = r, j.number
 }
 
 // close implements streamStore.
-func (j *journal) close() error {
+func (j *streamFile) close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.file == nil {
@@ -264,7 +264,7 @@ func (j *journal) close() error {
 }
 
 // position implements streamStore.
-func (j *journal) position(ctx context.Context, key streamKey) (uint64, error) {
+func (j *streamFile) position(ctx context.Context, key streamKey) (uint64, error) {
 	j.mu.Lock()
 	r, read := j.known[key], j.read
 	j.mu.Unlock()
@@ -286,8 +286,8 @@ func (j *journal) position(ctx context.Context, key streamKey) (uint64, error) {
 
 // write implements streamStore: it appends the records, or makes the file anew
 // with them.
-func (j *journal) write(batch []streamRecord) error {
-	if j.file == nil || j.records > maxJournal {
+func (j *streamFile) write(batch []streamRecord) error {
+	if j.file == nil || j.records > maxStreamRecords {
 		if err := j.rewrite(); err != nil {
 			return fmt.Errorf("%w: progress of streams: %w", ErrStorage, withoutPath(err))
 		}
@@ -325,7 +325,7 @@ func (j *journal) write(batch []streamRecord) error {
 }
 
 // rewrite makes the file of what is known, oldest first.
-func (j *journal) rewrite() error {
+func (j *streamFile) rewrite() error {
 	if j.file != nil {
 		j.file.Close()
 		j.file = nil

@@ -52,12 +52,12 @@ func Begin(ctx context.Context, dir string, old c2sp.Checkpoint, now time.Time) 
 	if err != nil {
 		return err
 	}
-	index, err := engine.add(context.WithoutCancel(ctx), tessera.NewEntry(leaf))()
+	index, err := engine.append(context.WithoutCancel(ctx), []*tessera.Entry{tessera.NewEntry(leaf)})
 	if err != nil {
 		return fmt.Errorf("%w: the first entry could not be written; try again: %w", ErrStorage, withoutPath(err))
 	}
-	if index.Index != 0 {
-		return fmt.Errorf("the predecessor leaf got index %d instead of 0: somebody else writes to this log; use it no more", index.Index)
+	if index != 0 {
+		return fmt.Errorf("the predecessor leaf got index %d instead of 0: somebody else writes to this log; use it no more", index)
 	}
 	return nil
 }
