@@ -105,7 +105,7 @@ func Adopt(dir string, log Adopted, fill func(engineDir string) error) error {
 
 // refuse says why a log cannot be moved into a directory.
 func (log Adopted) refuse(dir string) error {
-	for _, name := range []string{identityFile, unfinishedFile, engineDir, checkpointFile, indexDir, streamsFile} {
+	for _, name := range []string{identityFile, unfinishedFile, engineDir, checkpointFile, indexDir, journalDir, streamsFile} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 			return fmt.Errorf("%w: %s holds a log, or parts of one (%s exists): move the log into an empty directory", ErrTaken, dir, name)
 		} else if !errors.Is(err, fs.ErrNotExist) {

@@ -223,7 +223,7 @@ func (m *making) refuse() error {
 		return fmt.Errorf("%s holds a log already (%s exists): a log is made once; choose another directory", m.dir, name)
 	}
 	// Only a log that was served, or given a token, has these, or a frontend.
-	name, err := exists(frontendFile, checkpointFile, indexDir, streamsFile, AttributionFile, TokensFile)
+	name, err := exists(frontendFile, checkpointFile, indexDir, journalDir, streamsFile, AttributionFile, TokensFile)
 	if err != nil {
 		return err
 	}

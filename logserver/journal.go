@@ -242,6 +242,16 @@ func parseEntries(p []byte, next uint64, entries []journaled) ([]journaled, erro
 	return entries, nil
 }
 
+// InJournal is how many entries the journal of the log in dir has that its
+// storage, of the given size, lacks: the next start of the server takes them in.
+func InJournal(dir string, id Identity, size uint64) (uint64, error) {
+	first, entries, _, err := readJournal(filepath.Join(dir, journalDir), id.Origin)
+	if end := first + uint64(len(entries)); err == nil && end > size {
+		return end - size, nil
+	}
+	return 0, err
+}
+
 // openJournal begins to append at index next; what the journal had before is in
 // the tiles, and removed.
 func openJournal(dir, origin string, old []segment, next uint64) (*journal, error) {

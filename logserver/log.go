@@ -532,10 +532,10 @@ func (l *Log) takeIn(ctx context.Context) error {
 		for _, e := range entries[size-first : min(size+EngineBatch, end)-first] {
 			next = append(next, tessera.NewEntry(e.leaf))
 		}
-		n, err := l.feeder().feed(ctx, size, next)
-		if size += uint64(n); err != nil {
-			return err
+		if err := l.feeder().write(ctx, size, next); err != nil {
+			return err // what of it is there is seen when this is tried again
 		}
+		size += uint64(len(next))
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -202,48 +202,44 @@ type feeder struct {
 	tree   func(size int64) tree
 }
 
-// feed appends entries, the first of which has index next. It returns how many
-// are in the tiles, durably. Its error is trouble that may pass, unless it is
-// errUnreadable or ErrBehind: the log has something else in their place.
-func (f feeder) feed(ctx context.Context, next uint64, entries []*tessera.Entry) (int, error) {
+// write appends entries, the first of which has index next. After an error landed
+// says what is there, and nothing may be written before it has.
+func (f feeder) write(ctx context.Context, next uint64, entries []*tessera.Entry) error {
 	first, err := f.append(context.WithoutCancel(ctx), entries)
-	if err == nil && first == next {
-		return len(entries), nil
+	if err == nil && first != next {
+		err = fmt.Errorf("entry %d was written as entry %d", next, first)
 	}
-	if err == nil {
-		err = fmt.Errorf("%w: entry %d was written as entry %d", ErrBehind, next, first)
-	} else {
-		err = fmt.Errorf("%w: the storage engine: %w", ErrStorage, err)
+	if err != nil {
+		return fmt.Errorf("%w: the storage engine: %w", ErrStorage, err)
 	}
-	// What is there now?
-	size, serr := f.size(ctx)
-	if serr != nil {
-		return 0, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(serr))
+	return nil
+}
+
+// landed returns how many of entries, the first of which has index next, are in
+// the tiles, and makes that durable. Its error is trouble that may pass, unless
+// it is errUnreadable or ErrBehind: the log has something else in their place.
+func (f feeder) landed(ctx context.Context, next uint64, entries []*tessera.Entry) (int, error) {
+	size, err := f.size(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
 	if size < next || size > next+uint64(len(entries)) {
 		return 0, fmt.Errorf("%w: it has %d entries, and should have between %d and %d", ErrBehind, size, next, next+uint64(len(entries)))
 	}
 	t := f.tree(int64(size))
 	t.ctx = ctx
-	terr := t.each(int64(next), func(index int64, leaf []byte) error {
+	err = t.each(int64(next), func(index int64, leaf []byte) error {
 		if !bytes.Equal(leaf, entries[uint64(index)-next].Data()) {
 			return fmt.Errorf("%w: entry %d is not the one that was given this index", ErrBehind, index)
 		}
 		return nil
 	})
-	if terr != nil {
-		return 0, terr
+	if err == nil && size > next {
+		if err = f.sync(); err != nil {
+			err = fmt.Errorf("%w: %w", ErrStorage, withoutPath(err))
+		}
 	}
-	if size == next {
-		return 0, err
-	}
-	if serr := f.sync(); serr != nil {
-		return 0, fmt.Errorf("%w: %w", ErrStorage, withoutPath(serr))
-	}
-	if landed := int(size - next); landed < len(entries) {
-		return landed, err
-	}
-	return len(entries), nil
+	return int(size - next), err
 }
 
 // directory reads a log directory in the layout of c2sp.org/tlog-tiles.

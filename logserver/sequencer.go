@@ -178,7 +178,7 @@ func (q *sequencer) submit(ctx context.Context, subs []*submission) error {
 func (q *sequencer) run(ctx context.Context) {
 	q.index.applying.Lock()
 	defer q.index.applying.Unlock()
-	go q.write()
+	go q.record()
 	go q.feedEngine(ctx)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -291,9 +291,9 @@ func (q *sequencer) shut() {
 	}
 }
 
-// write writes decided batches into the journal: then they have their indexes,
+// record writes decided batches into the journal: then they have their indexes,
 // and whoever waits for no more is told.
-func (q *sequencer) write() {
+func (q *sequencer) record() {
 	defer close(q.feeding)
 	for b := range q.decided {
 		first, err := q.journal.append(b.subs)
@@ -370,13 +370,26 @@ func (q *sequencer) feedEngine(ctx context.Context) {
 // It gives up, and returns false, if ctx ends before, or if the engine has
 // something else in their place: then writing stops.
 func (q *sequencer) integrate(ctx context.Context, subs []*submission) bool {
-	entries := make([]*tessera.Entry, len(subs))
+	next, entries := subs[0].index, make([]*tessera.Entry, len(subs))
 	for i, s := range subs {
 		entries[i] = s.tessera
 	}
-	for {
-		n, err := q.feed(ctx, subs[0].index, entries)
-		subs, entries = subs[n:], entries[n:]
+	for doubt := false; ; {
+		var err error
+		if doubt {
+			var n int
+			if n, err = q.landed(ctx, next, entries); err == nil {
+				next += uint64(n)
+				entries, doubt = entries[n:], false
+				for i, e := range entries {
+					entries[i] = tessera.NewEntry(e.Data()) // the other may have an index
+				}
+			}
+		}
+		if !doubt && len(entries) > 0 {
+			err = q.write(ctx, next, entries)
+			doubt = err != nil
+		}
 		if err == nil {
 			q.stuck.Store(nil)
 			return true
@@ -392,9 +405,6 @@ func (q *sequencer) integrate(ctx context.Context, subs []*submission) bool {
 		}
 		if !sleep(ctx, recoverPause) {
 			return false
-		}
-		for i, e := range entries {
-			entries[i] = tessera.NewEntry(e.Data()) // the other may have an index
 		}
 	}
 }

@@ -97,6 +97,12 @@ func FromDir(dir string) (_ *Source, err error) {
 	if s.Size, s.Root, err = parseTreeState(raw); err != nil {
 		return nil, refused("the storage of %s: %w", dir, err)
 	}
+	switch n, err := logserver.InJournal(dir, s.Identity, s.Size); {
+	case err != nil:
+		return nil, refused("the storage of %s: %w", dir, err)
+	case n > 0:
+		return nil, refused("%d entries of the log in %s have their index and are not in its tiles yet: start its server, which takes them in, and stop it", n, dir)
+	}
 	published, err := logserver.PublicCheckpoint(dir)
 	return s, s.signed(published, err)
 }

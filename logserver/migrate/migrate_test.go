@@ -3,9 +3,11 @@ package migrate
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
@@ -244,7 +246,11 @@ func TestRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"no state": func(t *testing.T, l *log) { os.Remove(filepath.Join(logserver.EngineDir(l.dir), ".state/treeState")) },
+		"entries in the journal alone": func(t *testing.T, l *log) {
+			journal(t, l.dir, append([]byte{'J', 1, 0xac, 2}, origin...), []byte{'E', 0xac, 2, 1, 'a', 4, 'l', 'e', 'a', 'f'}) // from 300 on
+		},
+		"a damaged journal": func(t *testing.T, l *log) { journal(t, l.dir, []byte{'J', 9}) },
+		"no state":          func(t *testing.T, l *log) { os.Remove(filepath.Join(logserver.EngineDir(l.dir), ".state/treeState")) },
 		"another state": func(t *testing.T, l *log) {
 			root := l.ref.Root(t, 299)
 			raw, _ := json.Marshal(map[string]any{"size": 300, "root": root[:]})
@@ -311,6 +317,20 @@ func spoil(t *testing.T, path string) {
 	}
 	raw[len(raw)/2] ^= 1
 	if err := os.WriteFile(path, raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// journal writes the journal of a log: these payloads.
+func journal(t *testing.T, dir string, payloads ...[]byte) {
+	t.Helper()
+	var raw []byte
+	for _, p := range payloads {
+		raw = binary.LittleEndian.AppendUint32(raw, uint32(len(p)))
+		raw = binary.LittleEndian.AppendUint32(raw, crc32.Checksum(p, crc32.MakeTable(crc32.Castagnoli)))
+		raw = append(raw, p...)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "journal"), 0o700), os.WriteFile(filepath.Join(dir, "journal", "000000000001"), raw, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,0 +1,500 @@
+package logserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/transparency-dev/tessera"
+)
+
+const journalOrigin = "log.example/journal"
+
+// journalRig is a journal in a directory, and what it should have.
+type journalRig struct {
+	*testing.T
+	dir  string
+	j    *journal
+	want []journaled
+}
+
+func newJournalRig(t *testing.T, next uint64) *journalRig {
+	r := &journalRig{T: t, dir: filepath.Join(t.TempDir(), journalDir)}
+	var err error
+	if r.j, err = openJournal(r.dir, journalOrigin, nil, next); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.j.close() })
+	return r
+}
+
+// submissions are n entries, no two of which are alike.
+func (r *journalRig) submissions(n int) (subs []*submission) {
+	for range n {
+		k := len(r.want) + len(subs)
+		subs = append(subs, &submission{by: fmt.Sprintf("credential%d", k%3), leaf: fmt.Appendf(nil, "leaf %d %s", k, strings.Repeat("x", k%50))})
+	}
+	return subs
+}
+
+func (r *journalRig) append(n int) {
+	r.Helper()
+	subs := r.submissions(n)
+	if _, err := r.j.append(subs); err != nil {
+		r.Fatal(err)
+	}
+	for _, s := range subs {
+		r.want = append(r.want, journaled{s.by, s.leaf})
+	}
+}
+
+// has reads the journal: want from index first on.
+func (r *journalRig) has(first uint64, want []journaled) []segment {
+	r.Helper()
+	at, entries, segments, err := readJournal(r.dir, journalOrigin)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if at != first || len(entries) != len(want) {
+		r.Fatalf("%d entries from %d on; want %d from %d on", len(entries), at, len(want), first)
+	}
+	for i, e := range entries {
+		if e.by != want[i].by || !bytes.Equal(e.leaf, want[i].leaf) {
+			r.Fatalf("entry %d is %q of %q, want %q of %q", first+uint64(i), e.leaf, e.by, want[i].leaf, want[i].by)
+		}
+	}
+	return segments
+}
+
+func (r *journalRig) damaged(what string) {
+	r.Helper()
+	var damage *journalDamage
+	if _, _, _, err := readJournal(r.dir, journalOrigin); !errors.As(err, &damage) || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "receipts") {
+		r.Errorf("%v; want damage: %s", err, what)
+	}
+}
+
+// newest is the newest segment's file.
+func (r *journalRig) newest() string {
+	names, err := os.ReadDir(r.dir)
+	if err != nil || len(names) == 0 {
+		r.Fatal(names, err)
+	}
+	return filepath.Join(r.dir, names[len(names)-1].Name())
+}
+
+func TestJournal(t *testing.T) {
+	if first, entries, segments, err := readJournal(filepath.Join(t.TempDir(), "none"), journalOrigin); err != nil || first != 0 || len(entries)+len(segments) > 0 {
+		t.Errorf("no journal: %d, %v, %v, %v", first, entries, segments, err)
+	}
+	r := newJournalRig(t, 7)
+	r.has(7, nil)
+	for n := range 40 {
+		r.append(n + 1)
+	}
+	r.has(7, r.want)
+	if r.j.end() != 7+uint64(len(r.want)) || r.j.settled() {
+		t.Errorf("it ends at %d, settled %v", r.j.end(), r.j.settled())
+	}
+	// Segments are begun behind one another, and removed once they are in the tiles.
+	second := len(r.want)
+	r.j.written = segmentMax + 1
+	r.append(3)
+	third := len(r.want)
+	r.j.written = segmentMax + 1
+	r.append(2)
+	if s := r.has(7, r.want); len(s) != 3 {
+		t.Fatalf("segments %v", s)
+	}
+	for _, row := range []struct{ size, first, segments int }{
+		{second - 1, 0, 3}, {second, second, 2}, {third - 1, second, 2}, {len(r.want), third, 1},
+	} {
+		if err := r.j.free(7 + uint64(row.size)); err != nil {
+			t.Fatal(err)
+		}
+		if s := r.has(7+uint64(row.first), r.want[row.first:]); len(s) != row.segments {
+			t.Errorf("at size %d: segments %v", row.size, s)
+		}
+	}
+	if !r.j.settled() {
+		t.Error("all is in the tiles")
+	}
+	// Opened again, it begins behind what is in the tiles.
+	if err := r.j.close(); err != nil {
+		t.Fatal(err)
+	}
+	j, err := openJournal(r.dir, journalOrigin, r.has(7+uint64(third), r.want[third:]), 7+uint64(len(r.want)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.j, r.want = j, nil
+	first := j.next
+	r.append(1)
+	if s := r.has(first, r.want); len(s) != 1 {
+		t.Errorf("segments %v", s)
+	}
+}
+
+// TestJournalTorn: a crash at each byte of the last write leaves what was
+// written before; nobody was told of the rest.
+func TestJournalTorn(t *testing.T) {
+	r := newJournalRig(t, 0)
+	r.append(2)
+	before := r.want
+	from := r.j.written
+	r.append(2)
+	whole := readFile(t, r.newest())
+	for _, zeros := range []int{0, segmentStep} { // the file's length reached the disk, or did not
+		for at := from; at < r.j.written; at++ {
+			torn := append([]byte(whole[:at]), make([]byte, zeros)...)
+			if err := os.WriteFile(r.newest(), torn, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.has(0, before)
+		}
+	}
+	// A segment whose beginning is torn has nothing.
+	if err := os.WriteFile(r.newest(), []byte(whole), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.j.written = segmentMax + 1
+	r.j.testSync = func() error { return errors.New("disk on fire") }
+	if _, err := r.j.append(r.submissions(1)); !errors.Is(err, ErrStorage) {
+		t.Fatal(err)
+	}
+	head := readFile(t, r.newest())
+	for at := range 20 {
+		if err := os.WriteFile(r.newest(), []byte(head[:at]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s := r.has(0, r.want); len(s) != 2 {
+			t.Errorf("segments %v", s)
+		}
+	}
+}
+
+// TestJournalFailedWrite: what was being written when a write failed has no
+// index, whatever of it is on the disk; the next segment stands in its place.
+func TestJournalFailedWrite(t *testing.T) {
+	r := newJournalRig(t, 0)
+	r.append(3)
+	r.j.testSync = func() error { return errors.New("disk on fire") }
+	if _, err := r.j.append(r.submissions(5)); !errors.Is(err, ErrStorage) || strings.Contains(err.Error(), r.dir) {
+		t.Fatalf("a failed write: %v", err)
+	}
+	if r.j.end() != 3 {
+		t.Errorf("it ends at %d", r.j.end())
+	}
+	if _, entries, _, err := readJournal(r.dir, journalOrigin); err != nil || len(entries) != 8 {
+		t.Errorf("the disk has %d entries, %v", len(entries), err)
+	}
+	r.j.testSync = nil
+	r.want = append(r.want, journaled{}) // so that the next entry is another one than what failed
+	subs := r.submissions(1)
+	r.want = r.want[:3]
+	if first, err := r.j.append(subs); err != nil || first != 3 {
+		t.Fatal(first, err)
+	}
+	r.has(0, append(r.want, journaled{subs[0].by, subs[0].leaf}))
+
+	// As long as no segment can be begun, nothing is taken and nothing is left over.
+	r.j.f.Close()
+	r.j.f = nil
+	aside := r.dir + ".aside"
+	if err := os.Rename(r.dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := r.j.append(subs); !errors.Is(err, ErrStorage) {
+			t.Error(err)
+		}
+	}
+	if err := os.Rename(aside, r.dir); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := r.j.append(subs); err != nil || first != 4 {
+		t.Error(first, err)
+	}
+}
+
+func TestJournalDamage(t *testing.T) {
+	r := newJournalRig(t, 5)
+	r.append(2)
+	r.append(2)
+	r.append(2)
+	path := r.newest()
+	whole := readFile(t, path)
+	last := strings.LastIndex(whole[:r.j.written], string(entriesMark)+"\x09") - frameHead // the frame of entries 9 and 10
+	for at := range int(r.j.written) {
+		flipped := []byte(whole)
+		flipped[at] ^= 0x10
+		if err := os.WriteFile(path, flipped, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if at < last {
+			r.damaged(filepath.Base(path))
+		} else {
+			r.has(5, r.want[:4]) // as if it was torn
+		}
+	}
+	if err := os.WriteFile(path, []byte(whole), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var damage *journalDamage
+	if _, _, _, err := readJournal(r.dir, "log.example/other"); !errors.As(err, &damage) || !strings.Contains(err.Error(), "of the log") {
+		t.Errorf("another log's: %v", err)
+	}
+	// What follows one another must.
+	for what, change := range map[string]func(){
+		"no file of a journal": func() { os.WriteFile(filepath.Join(r.dir, "notes"), nil, 0o600) },
+		"it begins at entry":   func() { r.j.f, r.j.next = nil, 12; r.j.begin() },
+		"where 11 should":      func() { r.j.f, r.j.next = nil, 11; r.j.begin(); r.j.next = 13; r.j.append(r.submissions(1)) },
+		"of version":           func() { os.WriteFile(path, frame(nil, []byte{journalMark, 2, 0}), 0o600) },
+		"with a head":          func() { os.WriteFile(path, frame(nil, []byte{entriesMark, 5}), 0o600) },
+		"known kind": func() {
+			os.WriteFile(path, frame([]byte(whole[:frameHead+3+len(journalOrigin)]), []byte{'?', 5}), 0o600)
+		},
+		"length it says": func() {
+			os.WriteFile(path, frame([]byte(whole[:frameHead+3+len(journalOrigin)]), []byte{entriesMark, 5, 1, 'a', 200, 'b'}), 0o600)
+		},
+	} {
+		aside := filepath.Join(t.TempDir(), "aside")
+		copyDir(t, r.dir, aside)
+		change()
+		r.damaged(what)
+		if err := errors.Join(os.RemoveAll(r.dir), os.Rename(aside, r.dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.has(5, r.want)
+}
+
+func FuzzJournal(f *testing.F) {
+	f.Add([]byte{})
+	dir := filepath.Join(f.TempDir(), "seed")
+	j, err := openJournal(dir, journalOrigin, nil, 3)
+	if err != nil {
+		f.Fatal(err)
+	}
+	j.append([]*submission{{by: "a", leaf: []byte("leaf")}, {leaf: []byte("other")}})
+	raw, err := os.ReadFile(j.f.Name())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw[:j.written])
+	f.Add(raw[:j.written-3])
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, segment{number: 1}.name()), raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		first, entries, segments, err := readJournal(dir, journalOrigin)
+		if err != nil {
+			var damage *journalDamage
+			if !errors.As(err, &damage) {
+				t.Fatal(err)
+			}
+			return
+		}
+		// Written anew it reads the same.
+		j, err := openJournal(filepath.Join(dir, "again"), journalOrigin, nil, first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer j.close()
+		var subs []*submission
+		for _, e := range entries {
+			subs = append(subs, &submission{by: e.by, leaf: e.leaf})
+		}
+		if _, err := j.append(subs); err != nil {
+			t.Fatal(err)
+		}
+		_, again, _, err := readJournal(j.dir, journalOrigin)
+		if err != nil || len(again) != len(entries) || len(segments) != 1 {
+			t.Fatalf("%d entries, then %d, %v", len(entries), len(again), err)
+		}
+	})
+}
+
+// receipts is a log that gave receipts for entries 1 to n, and whose engine then
+// took nothing more: as it was left, and its anchor.
+func (r *rig) receipts(n int) (dir, anchor string) {
+	r.t.Helper()
+	l := r.ready()
+	r.must(l, nth(0))
+	write := embedded(l).append
+	var out atomic.Bool
+	out.Store(true)
+	embedded(l).append = func(ctx context.Context, entries []*tessera.Entry) (uint64, error) { // the sequencer is idle
+		for out.Load() {
+			sleep(ctx, recoverPause)
+		}
+		return write(ctx, entries)
+	}
+	for i := 1; i <= n; i++ {
+		if ack, err := receipt(r, l, nth(i)); err != nil || ack.Index != uint64(i) || ack.Proof != nil {
+			r.t.Fatalf("receipt: %v, %v", ack, err)
+		}
+	}
+	dir = filepath.Join(r.t.TempDir(), "log")
+	copyDir(r.t, r.dir, dir)
+	anchor = readFile(r.t, r.anchor)
+	out.Store(false)
+	if err := l.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+	return dir, anchor
+}
+
+// TestReceiptsOutliveACrash: what has its index and is in the journal alone is in
+// the log after a crash, at its index, for whom it was.
+func TestReceiptsOutliveACrash(t *testing.T) {
+	r := newRig(t, 1, 1)
+	dir, anchor := r.receipts(5)
+	r = r.crashed(dir, anchor)
+	if size, err := (&lateEngine{dir: filepath.Join(r.dir, engineDir)}).size(t.Context()); size != 0 || err == nil {
+		t.Fatal("the engine is not open")
+	}
+	l := r.ready()
+	for n := range 6 {
+		if ack := r.must(l, nth(n)); ack.Index != uint64(n) {
+			t.Errorf("entry %d is at index %d", n, ack.Index)
+		}
+	}
+	if ack := r.must(l, nth(6)); ack.Index != 6 {
+		t.Errorf("the next one is at index %d", ack.Index)
+	}
+	r.replayed(l)
+	l.Close()
+	r.attributed(map[uint64]string{0: "", 1: "", 2: "", 3: "", 4: "", 5: "", 6: ""}, r.token.ID)
+	if _, entries, segments, err := readJournal(filepath.Join(r.dir, journalDir), r.signer.Key().Name()); err != nil || len(segments) != 1 || len(entries) > 1 {
+		t.Errorf("left in the journal: %d entries in %d segments, %v", len(entries), len(segments), err)
+	}
+}
+
+// TestJournalAndTilesDisagree: of two times, or changed. Nothing is written.
+func TestJournalAndTilesDisagree(t *testing.T) {
+	latched := func(t *testing.T, r *rig, want string) {
+		t.Helper()
+		l := r.open()
+		waitFor(t, "the guard", func() bool { return l.Status().Latched })
+		if err := l.Status().Reason; !errors.Is(err, ErrBehind) && !strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), want) {
+			t.Errorf("latched by %v", err)
+		}
+		if size, err := l.engine.size(t.Context()); err != nil || size != 1 && size != 2 {
+			t.Errorf("%d entries, %v", size, err)
+		}
+		if res := get(r.handler(l), "/tile/entries/000.p/1"); res.Code != 200 {
+			t.Errorf("reads do not go on: %d", res.Code)
+		}
+		l.Close()
+	}
+	prepare := func(t *testing.T) *rig {
+		r := newRig(t, 1, 1)
+		dir, anchor := r.receipts(2)
+		return r.crashed(dir, anchor)
+	}
+	t.Run("other entry in the tiles", func(t *testing.T) {
+		r := prepare(t)
+		r.addBeneath(7, 1)
+		latched(t, r, "entry 1 is another in the tiles")
+		// What the words say to do lets it go on.
+		if err := os.RemoveAll(filepath.Join(r.dir, journalDir)); err != nil {
+			t.Fatal(err)
+		}
+		l := r.ready()
+		if ack := r.must(l, nth(1)); ack.Index != 2 {
+			t.Errorf("index %d", ack.Index)
+		}
+	})
+	t.Run("tiles of before the journal", func(t *testing.T) {
+		r := prepare(t)
+		dir := filepath.Join(r.dir, journalDir)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		j, err := openJournal(dir, r.signer.Key().Name(), nil, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.close()
+		latched(t, r, "its journal begins at entry 3")
+	})
+	t.Run("damaged", func(t *testing.T) {
+		r := prepare(t)
+		names, err := os.ReadDir(filepath.Join(r.dir, journalDir))
+		if err != nil || len(names) != 1 {
+			t.Fatal(names, err)
+		}
+		path := filepath.Join(r.dir, journalDir, names[0].Name())
+		raw := []byte(readFile(t, path))
+		raw[frameHead+5] ^= 1
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		latched(t, r, "the journal is damaged")
+	})
+	t.Run("all of it older than what was signed", func(t *testing.T) {
+		r := newRig(t, 1, 1)
+		dir, _ := r.receipts(2)
+		l := r.ready()
+		r.must(l, nth(5))
+		r.must(l, nth(6))
+		l.Close()
+		anchor := readFile(t, r.anchor)
+		r = r.crashed(dir, anchor)
+		latched(t, r, "and has signed 5")
+	})
+}
+
+// TestJournalOut: while the journal cannot be written, nobody gets an index;
+// afterwards the same entries do.
+func TestJournalOut(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, nth(0))
+	var out atomic.Bool
+	out.Store(true)
+	l.journal.Load().testSync = func() error { // the sequencer is idle
+		if out.Load() {
+			return errors.New("disk on fire")
+		}
+		return nil
+	}
+	for range 3 {
+		if ack, err := receipt(r, l, nth(1)); !errors.Is(err, ErrStorage) || strings.Contains(err.Error(), "fire") {
+			t.Fatalf("%v, %v", ack, err)
+		}
+	}
+	out.Store(false)
+	if ack := r.must(l, nth(2)); ack.Index != 1 { // another has the place of what failed
+		t.Errorf("index %d", ack.Index)
+	}
+	if ack := r.must(l, nth(1)); ack.Index != 2 {
+		t.Errorf("index %d", ack.Index)
+	}
+	r.replayed(l)
+	r.attributed(map[uint64]string{0: "", 1: "", 2: ""}, r.token.ID)
+}
+
+// TestFreezeTakesTheJournalIn: a log that is frozen while its engine takes
+// nothing ends with its successor leaf, behind every receipt.
+func TestFreezeTakesTheJournalIn(t *testing.T) {
+	r := newRig(t, 1, 1)
+	dir, anchor := r.receipts(3)
+	r = r.crashed(dir, anchor)
+	next := testSuccessor(t)
+	r.freeze(next)
+	l := r.open()
+	waitFor(t, "the last checkpoint", func() bool { return l.Published().Size == 5 })
+	_, last, err := Ended(r.dir)
+	if err != nil || last == nil || last.Origin != next.Origin {
+		t.Errorf("it ends with %+v, %v", last, err)
+	}
+}
