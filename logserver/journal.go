@@ -382,11 +382,22 @@ func (j *journal) settled() bool {
 	return j.tiled == j.known
 }
 
+// close ends appending. A journal whose entries are all in the tiles leaves
+// nothing.
 func (j *journal) close() error {
 	if j == nil || j.f == nil {
 		return nil
 	}
 	err := j.f.Close()
 	j.f = nil
+	if !j.settled() {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.segments {
+		err = errors.Join(err, withoutPath(os.Remove(filepath.Join(j.dir, s.name()))))
+	}
+	j.segments = nil
 	return err
 }

@@ -126,9 +126,7 @@ func TestJournal(t *testing.T) {
 		t.Error("all is in the tiles")
 	}
 	// Opened again, it begins behind what is in the tiles.
-	if err := r.j.close(); err != nil {
-		t.Fatal(err)
-	}
+	r.j.f.Close()
 	j, err := openJournal(r.dir, journalOrigin, r.has(7+uint64(third), r.want[third:]), 7+uint64(len(r.want)))
 	if err != nil {
 		t.Fatal(err)
@@ -373,7 +371,7 @@ func TestReceiptsOutliveACrash(t *testing.T) {
 	r.replayed(l)
 	l.Close()
 	r.attributed(map[uint64]string{0: "", 1: "", 2: "", 3: "", 4: "", 5: "", 6: ""}, r.token.ID)
-	if _, entries, segments, err := readJournal(filepath.Join(r.dir, journalDir), r.signer.Key().Name()); err != nil || len(segments) != 1 || len(entries) > 1 {
+	if _, entries, segments, err := readJournal(filepath.Join(r.dir, journalDir), r.signer.Key().Name()); err != nil || len(segments) > 0 {
 		t.Errorf("left in the journal: %d entries in %d segments, %v", len(entries), len(segments), err)
 	}
 }

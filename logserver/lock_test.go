@@ -245,14 +245,17 @@ func (r *rig) crashes(rounds int, crash func(round int, c *child)) {
 		var wg sync.WaitGroup
 		acked := make(chan struct{}, 1<<16)
 		for w := range 32 {
-			base := serial + w*1000
+			base, wait := serial+w*1000, pb.Wait_COSIGNED
+			if w%4 == 0 {
+				wait = pb.Wait_SEQUENCED
+			}
 			wg.Go(func() {
 				for n := 0; ctx.Err() == nil; n++ {
 					e := nth(base + n)
 					if n%4 == 3 {
 						e = nth(rand.IntN(base + n + 1)) // one that may be there, from this round or before
 					}
-					res, err := client.Submit(ctx, &pb.SubmitRequest{Entry: pbEntry(e)})
+					res, err := client.Submit(ctx, &pb.SubmitRequest{Entry: pbEntry(e), Wait: wait})
 					if err != nil {
 						if strings.Contains(err.Error(), "READ_ONLY") || strings.Contains(err.Error(), "starting") || strings.Contains(err.Error(), "waiting") {
 							n--
@@ -260,10 +263,12 @@ func (r *rig) crashes(rounds int, crash func(round int, c *child)) {
 						}
 						continue
 					}
-					p, err := c2sp.ParseProof(res.Proof)
-					if err != nil {
-						t.Error(err)
-						continue
+					var p *c2sp.Proof
+					if wait == pb.Wait_COSIGNED {
+						if p, err = c2sp.ParseProof(res.Proof); err != nil {
+							t.Error(err)
+							continue
+						}
 					}
 					book.mu.Lock()
 					if at, again := book.byFile[e.File]; again && at != res.Index {
@@ -272,8 +277,11 @@ func (r *rig) crashes(rounds int, crash func(round int, c *child)) {
 					if was := book.byIndex[res.Index]; was != "" && was != e.File {
 						t.Errorf("index %d acknowledged for %s and %s", res.Index, was, e.File)
 					}
-					book.byFile[e.File], book.byIndex[res.Index], book.leaves[res.Index] = res.Index, e.File, string(p.Extra)
-					book.proofs = append(book.proofs, res.Proof)
+					book.byFile[e.File], book.byIndex[res.Index] = res.Index, e.File
+					if p != nil {
+						book.leaves[res.Index] = string(p.Extra)
+						book.proofs = append(book.proofs, res.Proof)
+					}
 					book.mu.Unlock()
 					select {
 					case acked <- struct{}{}:
@@ -303,8 +311,8 @@ func (r *rig) crashes(rounds int, crash func(round int, c *child)) {
 		serial += 32 * 1000
 	}
 
-	r.attributed(book.byIndex, strings.Split(secret, "_")[1])
 	l = r.ready()
+	r.attributed(book.byIndex, strings.Split(secret, "_")[1])
 	t.Logf("%d files acknowledged in %d rounds, %d checkpoints seen", len(book.byFile), rounds, len(book.seen))
 	if len(book.byFile) < rounds {
 		t.Fatalf("only %d files were acknowledged", len(book.byFile))
@@ -324,6 +332,10 @@ func (r *rig) crashes(rounds int, crash func(round int, c *child)) {
 		if want, acked := book.leaves[uint64(index)]; acked && want != string(leaf) {
 			t.Errorf("index %d now has another leaf", index)
 		}
+		if e, err := entry.Parse(leaf); err != nil || book.byIndex[uint64(index)] != "" && e.File != book.byIndex[uint64(index)] {
+			t.Errorf("index %d, given to %s, has %+v, %v", index, book.byIndex[uint64(index)], e, err)
+		}
+		delete(book.byIndex, uint64(index))
 		return nil
 	})
 	if err != nil {

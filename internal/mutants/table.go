@@ -41,7 +41,14 @@ var mutants = []mutant{
 	{"an overwrite that no policy allows", "logserver/slots.go", "return r.removed && (named", "return (named", "-run TestUniquenessStory|TestUploadWaits|Overwrite|Policy ./logserver"},
 	{"another's digest is rejected", "logserver/slots.go", "same, _ := sameDigest(r.digest, digest)\n\treturn same, nil", "return true, nil", "-run TestReject ./logserver"},
 	{"a log that went back under its index", "logserver/index.go", "if from > t.size {", "if from > t.size && false {", "-run TestIndexAheadOfTheLog ./logserver"},
-	{"doubt after a failed write", "logserver/sequencer.go", "if len(r.failed) > 0 {\n\t\tq.doubt = true", "if len(r.failed) > 0 && false {\n\t\tq.doubt = true", "-run TestFailedWrites|TestNothingIsDecidedInDoubt|TestRecover|TestCrash ./logserver"},
+	{"doubt after a failed write", "logserver/sequencer.go", "doubt = err != nil", "doubt = false", "-run TestFailedWrites|TestEngineOut ./logserver"},
+	{"fsync of the journal", "logserver/journal.go", "return unix.Fdatasync(int(j.f.Fd()))", "_ = unix.Fdatasync\n\treturn nil", "-run TestPowerCut ./logserver"},
+	{"a receipt before the journal", "logserver/sequencer.go", "first, err := q.journal.append(b.subs)", "for i, s := range b.subs {\n\t\t\ts.resolve(q.journal.end()+uint64(i), true, nil)\n\t\t}\n\t\tfirst, err := q.journal.append(b.subs)", "-run TestJournalOut ./logserver"},
+	{"the journal is not taken in", "logserver/log.go", "for size < end {", "for size < end && false {", "-run TestReceipts ./logserver"},
+	{"journal and tiles are not compared", "logserver/log.go", "if !bytes.Equal(leaf, entries[uint64(index)-first].leaf) {", "if !bytes.Equal(leaf, entries[uint64(index)-first].leaf) && false {", "-run TestJournalAndTiles ./logserver"},
+	{"a journal that begins behind the tiles", "logserver/log.go", "if len(segments) > 0 && first > size {", "if len(segments) > 0 && first > size && false {", "-run TestJournalAndTiles ./logserver"},
+	{"what failed stays in the journal", "logserver/journal.go", "entries = entries[:s.first-first]", "s.first = first + uint64(len(entries))", "-run TestJournalFailed ./logserver"},
+	{"a journal's end is not looked behind", "logserver/journal.go", "if followed(rest) {", "if followed(rest) && false {", "-run TestJournalDamage ./logserver"},
 
 	// Who may submit.
 	{"a revoked credential", "logserver/tokens.go", "case t.Revoked != \"\":\n\t\treturn &refusal{reason: reasonRevoked", "case false:\n\t\treturn &refusal{reason: reasonRevoked", "-run Revoked|TestTokensFile ./logserver"},
