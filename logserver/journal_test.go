@@ -421,7 +421,7 @@ func TestJournalAndTilesDisagree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		j.close()
+		j.f.Close() // as a crash leaves it
 		latched(t, r, "its journal begins at entry 3")
 	})
 	t.Run("damaged", func(t *testing.T) {
