@@ -276,9 +276,11 @@ func (a *attributionFile) sync() error {
 // expect notes who logged entries that have just got their indexes, and are in
 // the journal. flush writes it.
 func (a *attributionFile) expect(entries []Attributed) {
+	at := time.Unix(a.now().Unix(), 0)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, e := range entries {
+		e.Time = at
 		a.expected = addRun(a.expected, e)
 		a.known = a.known.add(span{e.First, e.First + e.Count})
 	}
@@ -294,9 +296,17 @@ func (a *attributionFile) flush() error {
 	if len(now) == 0 {
 		return nil
 	}
-	payloads, err := encodeRuns(now, loggedMark, a.now())
-	if err != nil {
-		return err
+	var payloads [][]byte
+	for rest := now; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && rest[n].Time.Equal(rest[0].Time) {
+			n++
+		}
+		of, err := encodeRuns(rest[:n], loggedMark, rest[0].Time)
+		if err != nil {
+			return err
+		}
+		payloads, rest = append(payloads, of...), rest[n:]
 	}
 	if err := a.append(payloads...); err != nil {
 		return err
