@@ -375,11 +375,14 @@ func (j *journal) end() uint64 {
 	return j.known
 }
 
-// settled reports whether all of them are in the tiles.
-func (j *journal) settled() bool {
+// waiting is how many of them are not in the tiles yet; no journal has none.
+func (j *journal) waiting() uint64 {
+	if j == nil {
+		return 0
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.tiled == j.known
+	return j.known - j.tiled
 }
 
 // close ends appending. A journal whose entries are all in the tiles leaves
@@ -390,7 +393,7 @@ func (j *journal) close() error {
 	}
 	err := j.f.Close()
 	j.f = nil
-	if !j.settled() {
+	if j.waiting() > 0 {
 		return err
 	}
 	j.mu.Lock()

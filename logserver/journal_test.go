@@ -99,8 +99,8 @@ func TestJournal(t *testing.T) {
 		r.append(n + 1)
 	}
 	r.has(7, r.want)
-	if r.j.end() != 7+uint64(len(r.want)) || r.j.settled() {
-		t.Errorf("it ends at %d, settled %v", r.j.end(), r.j.settled())
+	if r.j.end() != 7+uint64(len(r.want)) || r.j.waiting() != uint64(len(r.want)) {
+		t.Errorf("it ends at %d, %d wait", r.j.end(), r.j.waiting())
 	}
 	// Segments are begun behind one another, and removed once they are in the tiles.
 	second := len(r.want)
@@ -122,7 +122,7 @@ func TestJournal(t *testing.T) {
 			t.Errorf("at size %d: segments %v", row.size, s)
 		}
 	}
-	if !r.j.settled() {
+	if r.j.waiting() > 0 {
 		t.Error("all is in the tiles")
 	}
 	// Opened again, it begins behind what is in the tiles.

@@ -493,7 +493,7 @@ func (l *Log) makeSure(ctx context.Context) error {
 // takeIn opens the journal: what it has, and the tiles lack, is given to the
 // engine first. What tiles and journal both have must be the same.
 func (l *Log) takeIn(ctx context.Context) error {
-	if j := l.journal.Load(); j != nil && j.settled() {
+	if j := l.journal.Load(); j != nil && j.waiting() == 0 {
 		return nil
 	}
 	dir := filepath.Join(l.cfg.Dir, journalDir)
@@ -654,6 +654,9 @@ func (l *Log) Ready() error {
 	}
 	if err := l.room.check(); err != nil {
 		return err
+	}
+	if q, embedded := l.seq.(*sequencer); embedded && q.stuck.Load() != nil {
+		return errStuck
 	}
 	if err := l.trouble(); err != nil {
 		return fmt.Errorf("the last checkpoint was not published: %w", err)

@@ -65,6 +65,7 @@ func newMetrics(l *Log) *metrics {
 	})
 	gauge("portbook_log_in_flight", "Submissions that wait for their acknowledgement.", func() float64 { return float64(l.admission.count()) })
 	gauge("portbook_log_in_flight_limit", "Submissions that may wait at once.", func() float64 { return float64(l.cfg.MaxInFlight) })
+	gauge("portbook_log_journal", "Entries that have their index and are in the journal alone, not in the tiles yet.", func() float64 { return float64(l.journal.Load().waiting()) })
 	gauge("portbook_log_reads", "Lookups and proofs under way over the API.", func() float64 { return float64(l.reads.Load()) })
 	gauge("portbook_log_lookup_size", "Entries that the lookup index covers.", func() float64 {
 		p, _ := l.lookup.covered.get()

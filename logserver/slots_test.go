@@ -526,6 +526,12 @@ func TestEngineOut(t *testing.T) {
 		t.Fatalf("a receipt before anybody knew: %v, %v", ack, err)
 	}
 	waitFor(t, "the log to know", func() bool { return embedded(l).stuck.Load() != nil })
+	if err := l.Ready(); !errors.Is(err, ErrStorage) {
+		t.Errorf("ready: %v", err)
+	}
+	if n := l.journal.Load().waiting(); n != 1 {
+		t.Errorf("%d entries wait in the journal", n)
+	}
 	other := nth(1)
 	other.SHA256 = nth(2).SHA256
 	for until := time.Now().Add(300 * time.Millisecond); time.Now().Before(until); {
