@@ -22,7 +22,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"portbook-log": func() { testWorkFactor = 10; main() }})
+	testscript.Main(m, map[string]func(){
+		"portbook-log": func() { testWorkFactor = 10; main() },
+		"fault-client": faultClientMain,
+	})
 }
 
 // The scripts run the real program.

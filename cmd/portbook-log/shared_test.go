@@ -8,12 +8,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,20 +22,17 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/portbook/portbook/c2sp"
-	"github.com/portbook/portbook/client/submit"
 	"github.com/portbook/portbook/entry"
 	"github.com/portbook/portbook/logserver/trillian/trilliantest"
 	pb "github.com/portbook/portbook/proto/portbook/v1"
 	"github.com/portbook/portbook/witness"
 	"golang.org/x/mod/sumdb/tlog"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -322,249 +317,6 @@ func (s *scaled) publisher() *frontend {
 	}
 }
 
-// ledger is what clients were told, and what anybody has seen.
-type ledger struct {
-	mu     sync.Mutex
-	acks   map[string]uint64              // by leaf's file and digest
-	leaves map[uint64][]byte              // acknowledged, by index
-	pinned map[string]string              // digest by file, of what was acknowledged
-	seen   map[string][]c2sp.Checkpoint   // by who showed it
-	last   map[string]uint64              // size
-	roots  map[uint64]map[[32]byte]string // by size
-	wrong  []string
-
-	streamed map[uint64]string // file by index, as a stream was answered
-	newest   atomic.Int64      // unix nanoseconds at which the newest acknowledged new entry was submitted
-	n        atomic.Int64
-}
-
-func (l *ledger) fault(format string, args ...any) {
-	if len(l.wrong) < 20 {
-		l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
-	}
-}
-
-func (l *ledger) saw(who string, raw []byte) {
-	note, err := c2sp.ParseNote(raw)
-	if err != nil {
-		return
-	}
-	cp, err := c2sp.ParseCheckpoint(note.Text)
-	if err != nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if cp.Size < l.last[who] && who != "directory" && who != "acknowledgements" { // a paused publisher may set it back for a moment; these come in any order
-		l.fault("%s went from size %d back to %d", who, l.last[who], cp.Size)
-	}
-	l.last[who] = cp.Size
-	if l.roots[cp.Size] == nil {
-		l.roots[cp.Size] = map[[32]byte]string{}
-	}
-	if l.roots[cp.Size][cp.Root] = who; len(l.roots[cp.Size]) > 1 {
-		l.fault("size %d has several roots: %v", cp.Size, l.roots[cp.Size])
-	}
-}
-
-// client submits until ctx ends: new files, files that are logged, and other
-// bytes for such. It asks any frontend, and the next one when that fails.
-func (s *scaled) client(ctx context.Context, l *ledger, seed uint64) {
-	rnd := rand.New(rand.NewPCG(seed, 1))
-	for ctx.Err() == nil {
-		n, content, fresh := l.n.Load(), "right", false
-		switch k := rnd.IntN(10); {
-		case k < 7 || n == 0:
-			n, fresh = l.n.Add(1), true
-		case k < 9:
-			n = 1 + rnd.Int64N(n)
-		default:
-			n, content = 1+rnd.Int64N(n), "wrong"
-		}
-		s.log(ctx, l, rnd, n, content, fresh)
-	}
-}
-
-// stream logs entries in one named stream until ctx ends, at whichever frontend
-// takes its connection, and then finds where it stands at each of them.
-func (s *scaled) stream(ctx context.Context, l *ledger) {
-	fault := func(format string, args ...any) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.fault("stream: "+format, args...)
-	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		fault("%v", err)
-		return
-	}
-	defer lis.Close()
-	calls := map[string]int{} // by frontend
-	go func() {
-		for n := 0; ; n++ {
-			in, err := lis.Accept()
-			if err != nil {
-				return
-			}
-			f := s.frontends[n%len(s.frontends)]
-			out, err := net.Dial("tcp", f.grpc)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			l.mu.Lock()
-			calls[f.name]++
-			l.mu.Unlock()
-			time.AfterFunc(2*time.Second, func() { in.Close(); out.Close() }) // a balancer takes it elsewhere
-			go func() { io.Copy(in, out); in.Close() }()
-			go func() { io.Copy(out, in); out.Close() }()
-		}
-	}()
-	var answered uint64
-	run := func(url string, o submit.StreamOptions, next func() (*entry.Entry, error)) error {
-		c, err := submit.Dial(url, s.token)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		return c.Stream(s.t.Context(), o, next, func(position uint64, r submit.Result) error {
-			if r.Err != nil || position != answered {
-				return fmt.Errorf("answer %d where %d was due: %w", position, answered, r.Err)
-			}
-			answered++
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if was, twice := l.streamed[r.Ack.Index]; twice {
-				l.fault("stream: index %d is answered for %s and for entry %d", r.Ack.Index, was, answered)
-			}
-			l.streamed[r.Ack.Index] = fmt.Sprintf("streamed-%d.tar.gz", answered)
-			return nil
-		})
-	}
-	sent := uint64(0)
-	o := submit.StreamOptions{Name: "backfill", Wait: submit.Sequenced, Window: 64, Patience: time.Minute}
-	err = run("http://"+lis.Addr().String(), o, func() (*entry.Entry, error) {
-		if ctx.Err() != nil {
-			return nil, io.EOF
-		}
-		time.Sleep(2 * time.Millisecond)
-		sent++
-		sum := sha256.Sum256(fmt.Append(nil, "streamed", sent))
-		return &entry.Entry{Kind: entry.KindUpload, Ecosystem: entry.PyPI, Project: "streamed", Version: "1.0", File: fmt.Sprintf("streamed-%d.tar.gz", sent),
-			Size: entry.Uint(1), SHA256: hex.EncodeToString(sum[:]), Time: "2026-11-21T05:00:00Z"}, nil
-	})
-	if err != nil || answered != sent {
-		fault("%d of %d answered: %v", answered, sent, err)
-		return
-	}
-	for _, f := range s.frontends {
-		o.From = func(accepted uint64) error {
-			if accepted != sent {
-				fault("%s says that it stands at %d, it was answered %d", f.name, accepted, sent)
-			}
-			return nil
-		}
-		if err := run("http://"+f.grpc, o, func() (*entry.Entry, error) { return nil, io.EOF }); err != nil {
-			fault("%s: %v", f.name, err)
-		}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s.t.Logf("a named stream was answered %d times, over calls of %v", sent, calls)
-	if len(calls) < len(s.frontends) || sent < 100 {
-		l.wrong = append(l.wrong, fmt.Sprintf("stream: %d entries over %v: that shows nothing", sent, calls))
-	}
-}
-
-func (s *scaled) log(ctx context.Context, l *ledger, rnd *rand.Rand, n int64, content string, fresh bool) {
-	file := fmt.Sprintf("p%d-%d.tar.gz", n%20, n)
-	sum := sha256.Sum256([]byte(content + file))
-	e := &pb.Entry{Kind: "upload", Ecosystem: "pypi", Project: fmt.Sprintf("p%d", n%20), Version: "1.0", File: file,
-		Size: entry.Uint(10), Sha256: hex.EncodeToString(sum[:]), Time: time.Now().UTC().Format(entry.TimeFormat)}
-	start := time.Now()
-	for ctx.Err() == nil {
-		f := s.frontends[rnd.IntN(len(s.frontends))]
-		call, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+s.token), 12*time.Second)
-		res, err := pb.NewLogClient(f.conn).Submit(call, &pb.SubmitRequest{Entry: e})
-		cancel()
-		switch status.Code(err) {
-		case codes.OK:
-			l.acknowledged(s.policy, file, e.Sha256, res)
-			if fresh { // what is logged already is acknowledged without a publisher
-				for {
-					was := l.newest.Load()
-					if was >= start.UnixNano() || l.newest.CompareAndSwap(was, start.UnixNano()) {
-						break
-					}
-				}
-			}
-			return
-		case codes.AlreadyExists:
-			l.refused(file, e.Sha256, err)
-			return
-		case codes.Unavailable, codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded:
-			time.Sleep(20 * time.Millisecond)
-		default:
-			l.mu.Lock()
-			l.fault("%s at %s: %v", file, f.name, err)
-			l.mu.Unlock()
-			return
-		}
-	}
-}
-
-// acknowledged checks an acknowledgement as a reader would, and writes it down.
-func (l *ledger) acknowledged(policy *c2sp.Policy, file, digest string, res *pb.SubmitResponse) {
-	p, err := c2sp.ParseProof(res.Proof)
-	var v *c2sp.Verified
-	if err == nil {
-		v, err = policy.Verify(p.Checkpoint)
-	}
-	if err == nil {
-		err = c2sp.VerifyInclusion(p.Index, v.Size, entry.LeafHash(p.Extra), p.Hashes, v.Root)
-	}
-	if err == nil && (p.Index != res.Index || !strings.Contains(string(p.Extra), digest) || !strings.Contains(string(p.Extra), `"`+file+`"`)) {
-		err = errors.New("the proof is of something else")
-	}
-	if err == nil {
-		l.saw("acknowledgements", p.Checkpoint)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err != nil {
-		l.fault("%s: %v", file, err)
-		return
-	}
-	key := file + " " + digest
-	if was, ok := l.acks[key]; ok && was != res.Index {
-		l.fault("%s has the indexes %d and %d", key, was, res.Index)
-	}
-	if was, ok := l.leaves[res.Index]; ok && string(was) != string(p.Extra) {
-		l.fault("index %d was acknowledged for two entries", res.Index)
-	}
-	if was, ok := l.pinned[file]; ok && was != digest {
-		l.fault("%s was acknowledged with two digests", file)
-	}
-	l.acks[key], l.leaves[res.Index], l.pinned[file] = res.Index, p.Extra, digest
-}
-
-// refused notes which entry a refusal names.
-func (l *ledger) refused(file, digest string, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.pinned[file] == digest {
-		l.fault("%s was acknowledged, and is refused now: %v", file, err)
-	}
-	for _, d := range status.Convert(err).Details() {
-		if i, ok := d.(*errdetails.ErrorInfo); ok {
-			first, _ := strconv.ParseUint(i.Metadata["first_index"], 10, 64)
-			if leaf, ok := l.leaves[first]; ok && !strings.Contains(string(leaf), `"`+file+`"`) {
-				l.fault("the refusal of %s names entry %d, which is of another file", file, first)
-			}
-		}
-	}
-}
-
 // TestSharedLeakedToken: what docs/running.md says to do when a credential leaks,
 // on a shared log.
 func TestSharedLeakedToken(t *testing.T) {
@@ -664,14 +416,17 @@ func sharedFaults(t *testing.T, on func(*scaled) error, only ...string) {
 		t.Skip("short: it starts databases, Trillian and three servers, and kills them")
 	}
 	s := newScaled(t, on)
-	l := &ledger{acks: map[string]uint64{}, streamed: map[uint64]string{}, leaves: map[uint64][]byte{}, pinned: map[string]string{}, seen: map[string][]c2sp.Checkpoint{}, last: map[string]uint64{}, roots: map[uint64]map[[32]byte]string{}}
+	l := newLedger()
 	ctx, stop := context.WithCancel(t.Context())
-	var working sync.WaitGroup
-	for i := range 24 {
-		working.Go(func() { s.client(ctx, l, uint64(i)) })
+	defer stop()
+	var stops []func()
+	const clients = 4
+	for i := range clients {
+		stops = append(stops, s.startClient(l, &faultClient{Seed: uint64(i), Clients: clients, Writers: 6}))
 	}
-	working.Go(func() { s.stream(ctx, l) })
-	working.Go(func() {
+	stops = append(stops, s.startClient(l, &faultClient{Stream: s.balancer(ctx, l)}))
+	var looking sync.WaitGroup
+	looking.Go(func() {
 		for ctx.Err() == nil {
 			for _, f := range s.frontends {
 				l.saw(f.name, s.get(f, "/checkpoint"))
@@ -717,9 +472,9 @@ func sharedFaults(t *testing.T, on func(*scaled) error, only ...string) {
 	for round := range *faultRounds {
 		for _, f := range faults {
 			resumed := func(after time.Time) func() bool {
-				return func() bool { return l.newest.Load() > after.UnixNano() }
+				return func() bool { l.read(s); return l.newest > after.UnixNano() }
 			}
-			count := func() int { l.mu.Lock(); defer l.mu.Unlock(); return len(l.acks) }
+			count := func() int { l.read(s); return len(l.acks) }
 			enough := count() + *faultLoad
 			s.within(limit, "load before: "+f.name, func() bool { return count() >= enough })
 			at := time.Now()
@@ -733,19 +488,21 @@ func sharedFaults(t *testing.T, on func(*scaled) error, only ...string) {
 			if !f.now {
 				f.undo()
 			}
-			l.mu.Lock()
 			t.Logf("round %d: %s: an entry submitted afterwards was acknowledged %v after the fault; %d acknowledged so far", round, f.name, took.Round(10*time.Millisecond), len(l.acks))
 			if took > 10*time.Second {
 				t.Logf("that is more than the aim of 10 s")
 			}
-			l.mu.Unlock()
 		}
 	}
 	for _, f := range s.frontends {
 		s.within(limit, f.name+" to be ready again", func() bool { return s.get(f, "/readyz") != nil })
 	}
+	for _, end := range stops {
+		end()
+	}
 	stop()
-	working.Wait()
+	looking.Wait()
+	l.end(s)
 	s.settle(l)
 	newest := slices.Max(slices.Collect(maps.Keys(l.roots)))
 	s.within(limit, "the newest checkpoint beside the tiles", func() bool {
@@ -815,7 +572,7 @@ func check(t *testing.T, err error) {
 func (s *scaled) settle(l *ledger) {
 	s.t.Helper()
 	newest := slices.Max(slices.Collect(maps.Keys(l.roots)))
-	for index := range l.streamed { // answers hold checkpoints that nobody may have looked at
+	for index := range l.receipts { // answers hold checkpoints that nobody may have looked at
 		newest = max(newest, index+1)
 	}
 	var v *c2sp.Verified
@@ -839,7 +596,7 @@ func (s *scaled) settle(l *ledger) {
 		}
 		leaves = append(leaves, list...)
 	}
-	files := map[string]int{}
+	files, entries := map[string]int{}, map[string]int{} // index by file, and by file and digest
 	for i, leaf := range leaves {
 		h, err := tlog.StoredHashes(int64(i), leaf, hashes)
 		if err != nil {
@@ -855,11 +612,12 @@ func (s *scaled) settle(l *ledger) {
 				s.t.Errorf("%s stands at %d and at %d", e.File, first, i)
 			}
 			files[e.File] = i
+			entries[e.File+" "+e.SHA256] = i
 		}
 	}
-	for index, file := range l.streamed {
-		if at, logged := files[file]; !logged || uint64(at) != index {
-			s.t.Errorf("%s was answered with %d, the log has it at %d", file, index, at)
+	for index, what := range l.receipts {
+		if at, logged := entries[what]; !logged || uint64(at) != index {
+			s.t.Errorf("%s has a receipt for %d, the log has it at %d (%v)", what, index, at, logged)
 		}
 	}
 	// Every upload has a name, whatever was killed; conflicts are the log's own.
@@ -909,7 +667,7 @@ func (s *scaled) settle(l *ledger) {
 		sizes = append(sizes, size)
 	}
 	slices.Sort(sizes)
-	s.t.Logf("%d acknowledgements, %d entries, %d checkpoints seen, of %d to %d", len(l.acks), len(leaves), len(sizes), sizes[0], sizes[len(sizes)-1])
+	s.t.Logf("%d acknowledgements, %d receipts, %d refusals, %d entries, %d checkpoints seen, of %d to %d", len(l.acks), len(l.receipts), len(l.refused), len(leaves), len(sizes), sizes[0], sizes[len(sizes)-1])
 }
 
 // hashStore is tlog's stored hashes, in memory.
