@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/mldsa"
 	"github.com/transparency-dev/merkle/rfc6962"
 )
 
@@ -63,9 +62,8 @@ func cosign(s *Signer, c Checkpoint, t int64) Signature {
 	if s.mldsa == nil {
 		return must(s.Cosign(c, time.Unix(t, 0)))
 	}
-	sig := binary.BigEndian.AppendUint64(nil, uint64(t))
 	msg := must(subtreeV1(s.key.name, uint64(t), c.Origin, Subtree{End: c.Size, Hash: c.Root}))
-	return s.signature(append(sig, must(s.mldsa.SignDeterministic(msg, &mldsa.Options{}))...))
+	return must(s.signMLDSA44(uint64(t), msg, false))
 }
 
 // signed puts lines under a checkpoint, the log's own first.

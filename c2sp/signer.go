@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"filippo.io/mldsa"
+	"github.com/cloudflare/circl/sign/mldsa/mldsa44"
 )
 
 const seedSize = 32 // of Ed25519 and of ML-DSA alike
@@ -22,8 +22,8 @@ const seedSize = 32 // of Ed25519 and of ML-DSA alike
 type Signer struct {
 	key   *Key
 	seed  []byte
-	ed    ed25519.PrivateKey // AlgEd25519, AlgEd25519Cosig
-	mldsa *mldsa.PrivateKey  // AlgMLDSA44
+	ed    ed25519.PrivateKey  // AlgEd25519, AlgEd25519Cosig
+	mldsa *mldsa44.PrivateKey // AlgMLDSA44
 }
 
 // GenerateSigner makes a new random key.
@@ -44,12 +44,9 @@ func newSigner(name string, alg Alg, seed []byte) (*Signer, error) {
 		s.ed = ed25519.NewKeyFromSeed(seed)
 		raw = s.ed.Public().(ed25519.PublicKey)
 	case AlgMLDSA44:
-		priv, err := mldsa.NewPrivateKey(mldsa.MLDSA44(), seed)
-		if err != nil {
-			return nil, malformed("signer key", "%v", err)
-		}
-		s.mldsa = priv
-		raw = priv.PublicKey().Bytes()
+		var pub *mldsa44.PublicKey
+		pub, s.mldsa = mldsa44.NewKeyFromSeed((*[seedSize]byte)(seed))
+		raw = pub.Bytes()
 	default:
 		return nil, malformed("signer key", "%s is not one of 0x01, 0x04, 0x06", alg)
 	}
@@ -150,19 +147,26 @@ func (s *Signer) cosign(c Checkpoint, t uint64) (Signature, error) {
 	if _, err := ParseCheckpoint(text); err != nil {
 		return Signature{}, err
 	}
-	sig := binary.BigEndian.AppendUint64(nil, t)
 	if s.key.alg == AlgEd25519Cosig {
+		sig := binary.BigEndian.AppendUint64(nil, t)
 		return s.signature(append(sig, ed25519.Sign(s.ed, cosignatureV1(text, t))...)), nil
 	}
 	msg, err := subtreeV1(s.key.name, t, c.Origin, Subtree{End: c.Size, Hash: c.Root})
 	if err != nil {
 		return Signature{}, err
 	}
-	b, err := s.mldsa.Sign(nil, msg, nil)
-	if err != nil {
+	return s.signMLDSA44(t, msg, true)
+}
+
+// signMLDSA44 signs msg, which says the time t, with an empty context. hedged is
+// what FIPS 204 recommends; without it one msg has one signature, for tests.
+func (s *Signer) signMLDSA44(t uint64, msg []byte, hedged bool) (Signature, error) {
+	sig := make([]byte, 8+mldsa44.SignatureSize)
+	binary.BigEndian.PutUint64(sig, t)
+	if err := mldsa44.SignTo(s.mldsa, msg, nil, hedged, sig[8:]); err != nil {
 		return Signature{}, fmt.Errorf("c2sp: signing with %s: %w", s.key.name, err)
 	}
-	return s.signature(append(sig, b...)), nil
+	return s.signature(sig), nil
 }
 
 func (s *Signer) signature(sig []byte) Signature {

@@ -14,7 +14,7 @@ import (
 	"strconv"
 	"strings"
 
-	"filippo.io/mldsa"
+	"github.com/cloudflare/circl/sign/mldsa/mldsa44"
 )
 
 // A Subtree is the range [Start, End) of a log's leaves and its Merkle hash.
@@ -119,11 +119,7 @@ func (s *Signer) CosignSubtree(origin string, sub Subtree) (Signature, error) {
 	if err != nil {
 		return Signature{}, err
 	}
-	b, err := s.mldsa.Sign(nil, msg, nil)
-	if err != nil {
-		return Signature{}, fmt.Errorf("c2sp: signing with %s: %w", s.key.name, err)
-	}
-	return s.signature(append(binary.BigEndian.AppendUint64(nil, 0), b...)), nil
+	return s.signMLDSA44(0, msg, true)
 }
 
 // VerifySubtree checks that sig is k's cosignature, without a time, over a
@@ -140,14 +136,14 @@ func (k *Key) VerifySubtree(origin string, sub Subtree, sig Signature) error {
 	case !sub.Valid():
 		return bad("not the range of a subtree")
 	}
-	if len(sig.Sig) != 8+mldsa.MLDSA44SignatureSize || binary.BigEndian.Uint64(sig.Sig) != 0 {
+	if len(sig.Sig) != 8+mldsa44.SignatureSize || binary.BigEndian.Uint64(sig.Sig) != 0 {
 		return bad("not a signature of its kind without a time")
 	}
 	msg, err := subtreeV1(k.name, 0, origin, sub)
 	if err != nil {
 		return bad(err.Error())
 	}
-	if err := mldsa.Verify(k.mldsa, msg, sig.Sig[8:], nil); err != nil {
+	if !verifyMLDSA44(k.raw, msg, sig.Sig[8:]) {
 		return bad("wrong cosignature")
 	}
 	return nil

@@ -18,7 +18,10 @@ func TestImports(t *testing.T) {
 		"github.com/portbook/portbook/c2sp",
 		"github.com/portbook/portbook/client",
 		"github.com/transparency-dev/merkle",
-		"filippo.io/mldsa",
+		"github.com/cloudflare/circl/sign", // ML-DSA-44, and the Keccak of this module
+		"github.com/cloudflare/circl/internal/sha3",
+		"github.com/cloudflare/circl/simd/keccakf1600",
+		"golang.org/x/sys/cpu",
 		"golang.org/x/sys/unix",
 		"golang.org/x/sys/windows",
 	}
