@@ -93,3 +93,12 @@ func (e *ClockError) Error() string {
 type BusyError struct{ Reason string }
 
 func (e *BusyError) Error() string { return e.Reason + ": try again in a second" }
+
+// A HeldError means that this witness does not sign for a log yet, since its
+// peers have not shown that its own memory is the newest (503). It says nothing
+// about the log.
+type HeldError struct{ Origin, Reason string }
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("this witness does not sign for log %.100q yet: %s", e.Origin, e.Reason)
+}

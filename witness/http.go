@@ -178,6 +178,7 @@ func (w *Witness) refuse(rw http.ResponseWriter, err error) {
 		clock     *ClockError
 		busy      *BusyError
 		retired   *RetiredError
+		held      *HeldError
 	)
 	switch {
 	case errors.As(err, &malformed), errors.As(err, &oldSize):
@@ -198,6 +199,9 @@ func (w *Witness) refuse(rw http.ResponseWriter, err error) {
 	case errors.As(err, &busy):
 		rw.Header().Set("Retry-After", "1")
 		problem(rw, http.StatusTooManyRequests, err.Error())
+	case errors.As(err, &held): // told in the journal by HearPeers
+		rw.Header().Set("Retry-After", "5")
+		problem(rw, http.StatusServiceUnavailable, err.Error())
 	case errors.As(err, &clock):
 		w.log.Error("not signing", "error", err)
 		problem(rw, http.StatusServiceUnavailable, err.Error())

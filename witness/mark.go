@@ -159,7 +159,7 @@ func (s *Store) MarkIsBeside(path string) (bool, error) {
 func openMark(path, id string) (*mark, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w at %s: mount its file system; only if it is lost and the database is surely the newest, make another with portbook-witness mark", ErrNoMark, path)
+		return nil, fmt.Errorf("%w at %s (%w): mount its file system, or name other witnesses of the same logs (serve --peer); only if it is lost and the database is surely the newest, make another with portbook-witness mark", ErrNoMark, path, fs.ErrNotExist)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the mark: %w", err)

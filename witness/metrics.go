@@ -34,7 +34,7 @@ type metrics struct {
 	byStatus map[int]uint64  // guarded by mu
 }
 
-func newMetrics(s *Store) *metrics {
+func newMetrics(s *Store, p *peers) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -54,7 +54,10 @@ func newMetrics(s *Store) *metrics {
 		}),
 		counted: map[string]bool{}, byStatus: map[int]uint64{},
 	}
-	m.registry.MustRegister(m.requests, m.signing, m.commit, m.together, heads{s},
+	held := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "portbook_witness_held_logs", Help: "Logs of which nothing is cosigned yet, because of what the peers show or do not.",
+	}, func() float64 { return float64(p.held()) })
+	m.registry.MustRegister(m.requests, m.signing, m.commit, m.together, heads{s}, held,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -84,7 +87,7 @@ type answered struct {
 // meanings are the status codes of add-checkpoint, for people.
 var meanings = map[int]string{
 	200: "cosigned", 400: "not in the grammar", 403: "not signed by the log", 404: "unknown log", 409: "the log has to start from another size",
-	410: "this witness has retired", 413: "too large", 422: "not shown to be consistent, or a fork", 429: "too many requests", 500: "our own failure", 503: "our clock, or too many large requests",
+	410: "this witness has retired", 413: "too large", 422: "not shown to be consistent, or a fork", 429: "too many requests", 500: "our own failure", 503: "our clock, our peers, or too many large requests",
 }
 
 // answers lists what was answered since the start, by status.

@@ -166,6 +166,7 @@ type rig struct {
 	t     testing.TB
 	dir   *Dir
 	mark  string // path; empty: none
+	peers []Peer
 	w     *Witness
 	h     http.Handler
 	clock *clock
@@ -196,7 +197,7 @@ func (r *rig) use(d *Dir) {
 		}
 	}
 	none := Rate{PerSecond: 1e9, Burst: 1e9} // limits have tests of their own, and tests are faster than logs
-	w, err := New(Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Now: r.clock.now, PerLog: none, PerClient: none})
+	w, err := New(Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Now: r.clock.now, PerLog: none, PerClient: none, Peers: r.peers})
 	if err != nil {
 		r.t.Fatal(err)
 	}

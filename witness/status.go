@@ -74,14 +74,14 @@ func (w *Witness) serveStatus(rw http.ResponseWriter, r *http.Request) {
 	}
 	now := w.now()
 	page := struct {
-		Name                      string
-		Retired                   *Retirement
-		Keys                      []string
-		Now, Since                time.Time
-		Logs, Forked              []summary
-		Total, More, Fresh, Never int
-		Answers                   []answered
-	}{Name: w.keys[0].Name(), Retired: retired, Now: now, Since: w.started, Total: len(list), Answers: w.metrics.answers()}
+		Name                            string
+		Retired                         *Retirement
+		Keys                            []string
+		Now, Since                      time.Time
+		Logs, Forked                    []summary
+		Total, More, Fresh, Never, Held int
+		Answers                         []answered
+	}{Name: w.keys[0].Name(), Retired: retired, Now: now, Since: w.started, Total: len(list), Held: w.peers.held(), Answers: w.metrics.answers()}
 	for _, k := range w.Keys() {
 		page.Keys = append(page.Keys, k.Alg().String()+", key ID "+fmt.Sprintf("%08x", k.ID()))
 	}

@@ -39,6 +39,8 @@ type Config struct {
 
 	PerLog    Rate // new checkpoints of one log; zero: 200 a second, 1,000 at once
 	PerClient Rate // requests of one client address; zero: 1,000 a second, 5,000 at once
+
+	Peers []Peer // each log waits for them (HearPeers); nil: the store's mark vouches for it
 }
 
 // A Witness cosigns checkpoints. It is safe for concurrent use.
@@ -52,6 +54,7 @@ type Witness struct {
 	big     chan struct{} // one for each large request body being read or judged
 	warn    *rate.Limiter // of warnings that any stranger can cause again and again
 
+	peers   *peers  // nil: none
 	logs    *limits // by origin
 	clients *limits // by address
 	metrics *metrics
@@ -108,6 +111,9 @@ func New(c Config) (*Witness, error) {
 	if retired != nil {
 		w.keys = c.Store.publicKeys()
 	}
+	if w.peers, err = newPeers(c.Peers, w.keys); err != nil {
+		return nil, err
+	}
 	w.logs, w.clients = newLimits(c.PerLog, Rate{200, 1000}), newLimits(c.PerClient, Rate{1000, 5000})
 	if w.now == nil {
 		w.now = time.Now
@@ -115,7 +121,7 @@ func New(c Config) (*Witness, error) {
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
-	w.started, w.metrics = w.now(), newMetrics(c.Store)
+	w.started, w.metrics = w.now(), newMetrics(c.Store, w.peers)
 	observe := func(heads int, took time.Duration) {
 		w.metrics.together.Observe(float64(heads))
 		w.metrics.commit.Observe(took.Seconds())
@@ -194,8 +200,8 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := check(req, known.Head); err != nil {
-		return nil, w.suspect(ctx, req, known, logSigs, err)
+	if err := w.judge(ctx, req, known, logSigs); err != nil {
+		return nil, err
 	}
 
 	at := w.now()
@@ -232,6 +238,7 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 		}
 		return nil, err
 	}
+	w.peers.advanced(req.cp.Origin)
 	return lines, nil
 }
 

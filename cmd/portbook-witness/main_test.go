@@ -33,7 +33,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			addr, err := freeAddress()
 			e.Setenv("ADDR", addr)
-			return err
+			second, err2 := freeAddress()
+			e.Setenv("ADDR2", second)
+			return errors.Join(err, err2)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"chmod-file": func(ts *testscript.TestScript, _ bool, args []string) { // chmod-file MODE FILE

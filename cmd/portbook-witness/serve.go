@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -38,12 +39,18 @@ and on SIGHUP), or put a web server with TLS in front of it. It journals to stan
 with FORK means that a log has signed two histories: keep it, and tell people.
 
 It refuses to start without the database that init made with its keys, or with
-an older copy of it than the mark remembers. It never makes a new one.`,
+an older copy of it than the mark remembers. It never makes a new one.
+
+Without a mark on another file system it can ask other witnesses of the same logs
+instead (--peer, better several): each log waits until all of them were heard, and
+is cosigned again once it is proven to contain what they and this witness have
+cosigned. They know less than a mark: see docs/witness.md.`,
 		Args: cobra.NoArgs,
 	}
 	dir := dirFlag(cmd)
 	mark := markFlag(cmd)
 	beside := cmd.Flags().Bool("mark-beside", false, "allow the mark on the directory's own file system, where a restored snapshot brings both back")
+	peerLines := cmd.Flags().StringArray("peer", nil, "`'VKEY URL'` of another witness of the same logs, as in its policy line; may be given several times")
 	listen := cmd.Flags().String("listen", "127.0.0.1:7380", "`ADDRESS` to listen on")
 	cert := cmd.Flags().String("tls-cert", "", "certificate `FILE` (PEM) to serve https with; read again when it is renewed")
 	key := cmd.Flags().String("tls-key", "", "its private key: `FILE` (PEM), mode 0600, or credential:NAME (systemd LoadCredential=)")
@@ -64,6 +71,14 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 		if err != nil {
 			return cli.Usage(err)
 		}
+		var peers []witness.Peer
+		for _, line := range *peerLines {
+			p, err := witness.ParsePeer(line)
+			if err != nil {
+				return cli.Usagef("--peer: %w", err)
+			}
+			peers = append(peers, p)
+		}
 		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 		pair, err := openCertificate(*cert, *key, journal)
 		if err != nil {
@@ -74,10 +89,14 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		defer d.Close()
-		if err := useMark(cmd.Context(), d.Store, markPath(*mark, *dir), *beside); err != nil {
+		err = useMark(cmd.Context(), d.Store, markPath(*mark, *dir), *beside || len(peers) > 0)
+		if errors.Is(err, fs.ErrNotExist) && *mark == "" && len(peers) > 0 && !d.Store.Shared() {
+			err = nil // its peers alone vouch for it
+		}
+		if err != nil {
 			return cli.Exit(cli.Refused, err)
 		}
-		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Logger: journal,
+		w, err := witness.New(witness.Config{Signer: d.Signer, MLDSA: d.MLDSA, Store: d.Store, Logger: journal, Peers: peers,
 			PerLog: witness.Rate{PerSecond: *perLog, Burst: int(5**perLog) + 1}, PerClient: witness.Rate{PerSecond: *perClient, Burst: int(5**perClient) + 1}})
 		if err != nil {
 			return cli.Exit(cli.Refused, err)
@@ -116,6 +135,10 @@ an older copy of it than the mark remembers. It never makes a new one.`,
 		defer signal.Stop(hup)
 		fmt.Fprintf(cmd.OutOrStdout(), "%s on %s://%s/, logs: %d\n", w.Keys()[0].Name(), scheme, l.Addr(), logs)
 		h := otelhttp.NewHandler(handler(w, d.Store), "witness")
+		hearing, deaf := context.WithCancel(cmd.Context())
+		heard := make(chan struct{})
+		go func() { defer close(heard); w.HearPeers(hearing) }()
+		defer func() { deaf(); <-heard }()
 		if behind != nil {
 			ctx, cancel := context.WithCancel(cmd.Context())
 			ended := make(chan struct{})
@@ -136,7 +159,7 @@ func useMark(ctx context.Context, s *witness.Store, path string, beside bool) er
 	same, err := s.MarkIsBeside(path)
 	if err == nil && same && !beside {
 		err = fmt.Errorf("the mark %s is on the database's own file system: a restored backup would bring both back, and the witness would sign backwards; "+
-			"move it to another one (--mark FILE), or allow it with --mark-beside", path)
+			"move it to another one (--mark FILE), name other witnesses that tell it (--peer), or allow it with --mark-beside", path)
 	}
 	return err
 }
