@@ -620,6 +620,11 @@ func (t *sharedTerm) collect(ctx context.Context) {
 func (t *sharedTerm) housekeep(ctx context.Context) {
 	lastSweep, lastClean := time.Now(), time.Now()
 	for sleep(ctx, mirrorPause) {
+		// A publisher that has nothing to write would not hear that another was
+		// elected, or that the keys were changed and others should sign.
+		if err := t.noteDeposed(t.elected(ctx)); err != nil {
+			continue
+		}
 		if err := t.mirror(ctx); err != nil && ctx.Err() == nil {
 			t.log.cfg.Logger.Warn("the checkpoint beside the tiles is not the newest; trying again", "err", err)
 		}
@@ -643,6 +648,18 @@ func (t *sharedTerm) housekeep(ctx context.Context) {
 			lastClean = time.Now()
 		}
 	}
+}
+
+// elected is errDeposed if the fence was raised since.
+func (t *sharedTerm) elected(ctx context.Context) error {
+	var fence int64
+	if err := t.pool.QueryRow(ctx, "SELECT fence FROM anchor").Scan(&fence); err != nil {
+		return databaseTrouble(err)
+	}
+	if uint64(fence) != t.fence {
+		return errDeposed
+	}
+	return nil
 }
 
 // awaited reports whether the log has no first entry yet, which makes it the
