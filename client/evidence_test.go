@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 )
 
 func sealed(body string) []byte {
@@ -64,6 +65,45 @@ func TestEvidence(t *testing.T) {
 	if m.Code != CodeForkPrefix || len(m.Witnesses) != 1 || m.Witnesses[0] != "w2" {
 		t.Errorf("%+v", m)
 	}
+}
+
+// TestEvidenceMalformed: an entry that the log signed and no version of the
+// format allows is evidence; one that keeps the grammar, or is of a version that
+// nobody here knows, is none.
+func TestEvidenceMalformed(t *testing.T) {
+	l := newTestLog(t, origin)
+	good := must((&entry.Entry{Kind: entry.KindCanary, Claim: entry.ClaimLog, ID: strings.Repeat("ab", 16), Time: "2026-11-21T05:00:00Z"}).Marshal())
+	l.add(good, good, good)
+	l.add([]byte(`{"kind":"upload","v":1}`), []byte(`{"v":2}`))
+	claim := func(index int) *Evidence {
+		return &Evidence{Claim: c2sp.ClaimMalformed, First: l.proven(index, 5, l.note(5, t0, 1))}
+	}
+	m, err := must(ParseEvidence(claim(3).Bytes())).Verify(l.policy)
+	if err != nil || m.Code != CodeBadEntry || m.First.Size != 5 || m.Second != nil {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	met.Lock()
+	met.codes[m.Code] = true
+	met.Unlock()
+	for name, e := range map[string]*Evidence{
+		"a sound entry":      claim(1),
+		"another version":    claim(4),
+		"not what is proven": {Claim: c2sp.ClaimMalformed, First: bytes.Replace(claim(3).First, []byte("index 3"), []byte("index 2"), 1)},
+		"no proof":           {Claim: c2sp.ClaimMalformed, First: l.note(5, t0, 1)},
+		"a stranger's":       {Claim: c2sp.ClaimMalformed, First: strangersProof(t, good)},
+	} {
+		if m, err := e.Verify(l.policy); err == nil {
+			t.Errorf("%s proves %+v", name, m)
+		}
+	}
+}
+
+// strangersProof is of a malformed entry, signed by a key of the log's name that
+// nobody knows.
+func strangersProof(t *testing.T, leaf []byte) []byte {
+	s := newTestLog(t, origin)
+	s.add(leaf, []byte("garbage"))
+	return s.proven(1, 2, s.note(2, t0, 1))
 }
 
 // TestEvidenceAccusesNoHonestLog: whatever notes an honest log has signed, in

@@ -58,10 +58,10 @@ var mutants = []mutant{
 	{"a credential of another registry", "logserver/tokens.go", "case e.Registry != t.Registry:", "case false:", "-run TestEveryRefusal ./logserver"},
 	{"a kind that a credential may not log", "logserver/tokens.go", "case !slices.Contains(t.Kinds, e.Kind):", "case false:", "-run TestEveryRefusal ./logserver"},
 	{"damaged credentials", "logserver/tokens.go", "stored.Sum != \"\" && stored.Sum != sum {", "sum == \"\" {", "-run TestTokensFile ./logserver"},
-	{"a quota is not charged", "logserver/quota.go", "q.used[project] = used + 1\n", "q.used[project] = used\n", "-run Quota ./logserver"},
+	{"a quota is not charged", "logserver/quota.go", "\tq.used[project]++\n\tif known =", "\tif known =", "-run Quota ./logserver"},
 	{"a quota is never given back", "logserver/quota.go", "\t\tc.of.used[c.project]--\n", "", "-run Quota ./logserver"},
-	{"one more than a quota", "logserver/quota.go", "case int(used) >= by.Quota:", "case int(used) > by.Quota:", "-run Quota ./logserver"},
-	{"a rate is not charged", "logserver/submit.go", "allowed := l.rates.upTo(by.ID, by.Rate, good)", "allowed := good", "-run Rate|Slowed ./logserver"},
+	{"one more than a quota", "logserver/quota.go", "case int(used) >= s.quota:", "case int(used) > s.quota:", "-run Quota ./logserver"},
+	{"a rate is not charged", "logserver/submit.go", "return l.rates.upTo(by.ID, by.Rate, n), nil", "return n, nil", "-run Rate|Slowed ./logserver"},
 	{"a credential takes all the room", "logserver/submit.go", "if a.of[by] >= share {", "if a.of[by] >= limit {", "-run Full|TooMuch|TestTenTimes ./logserver"},
 
 	// The audit.
