@@ -95,8 +95,7 @@ func (w *Witness) sign(call func(context.Context, []byte) (string, []byte, error
 		}
 		defer done()
 		origin, lines, err := call(r.Context(), body)
-		var unknown *UnknownLogError
-		if !errors.As(err, &unknown) { // else the origin is anybody's word
+		if judged(err) { // else the origin is anybody's word
 			log = origin
 		}
 		if err != nil {
@@ -164,6 +163,24 @@ func (w *Witness) readBody(rw *statusWriter, r *http.Request) (body []byte, done
 }
 
 var tooLarge = fmt.Sprintf("the request body has more than %d bytes", MaxBody)
+
+// judged reports whether an outcome is one that only a known log has. Not so are
+// those that come before it was looked up, and our own failures: a database that
+// does not answer knows no log.
+func judged(err error) bool {
+	var (
+		oldSize   *OldSizeError
+		signature *SignatureError
+		conflict  *ConflictError
+		proof     *ProofError
+		fork      *ForkError
+		clock     *ClockError
+		busy      *BusyError
+		held      *HeldError
+	)
+	return err == nil || errors.As(err, &oldSize) || errors.As(err, &signature) || errors.As(err, &conflict) || errors.As(err, &proof) ||
+		errors.As(err, &fork) || errors.As(err, &clock) || errors.As(err, &busy) || errors.As(err, &held)
+}
 
 // refuse is the one place where an outcome becomes a status code.
 func (w *Witness) refuse(rw http.ResponseWriter, err error) {

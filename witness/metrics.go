@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/portbook/portbook/c2sp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -20,6 +21,18 @@ import (
 // maxCounted bounds how many origins the request counter names. A stranger can
 // name only logs that the witness knows; this is for a witness of very many.
 const maxCounted = 20_000
+
+// maxLabel is the most bytes of an origin that stands in a series as it is.
+const maxLabel = 256
+
+// label is the log of a series: its origin, or of a very long one the hash, as
+// in the read API.
+func label(origin string) string {
+	if len(origin) > maxLabel {
+		return c2sp.OriginHash(origin)
+	}
+	return origin
+}
 
 // metrics are the figures of one witness.
 type metrics struct {
@@ -64,6 +77,7 @@ func newMetrics(s *Store, p *peers) *metrics {
 
 // request counts one answer.
 func (m *metrics) request(origin string, status int) {
+	origin = label(origin)
 	m.mu.Lock()
 	m.byStatus[status]++
 	if origin != "" && !m.counted[origin] {
@@ -129,6 +143,7 @@ func (h heads) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(upDesc, prometheus.GaugeValue, up)
 	for _, s := range list {
+		s.Origin = label(s.Origin)
 		if !s.Time.IsZero() {
 			ch <- prometheus.MustNewConstMetric(sizeDesc, prometheus.GaugeValue, float64(s.Size), s.Origin)
 			ch <- prometheus.MustNewConstMetric(timeDesc, prometheus.GaugeValue, float64(s.Time.Unix()), s.Origin)

@@ -322,7 +322,7 @@ func (a *Auditor) add(ctx context.Context, b *book, cp c2sp.Checkpoint, p pack) 
 			a.log.Warn("unreadable entry: of a version that this program does not know; it is stored and hashed, and not checked further", "origin", b.origin, "entry", f.Index)
 		}
 	}
-	a.metrics.entries.WithLabelValues(b.origin).Add(float64(p.end - row.next))
+	a.metrics.entries.WithLabelValues(label(b.origin)).Add(float64(p.end - row.next))
 	return nil
 }
 

@@ -41,6 +41,8 @@ const (
 	maxUploads = 16
 	// stepTimeout is how long a client may take for what comes next of its body.
 	stepTimeout = 20 * time.Second
+	// judgeTimeout is how long an add-checkpoint request may take once it has been read.
+	judgeTimeout = 20 * time.Second
 	// maxCheckpointBody is the most bytes of an add-checkpoint request.
 	maxCheckpointBody = witness.MaxBody
 )
@@ -161,8 +163,12 @@ func (a *Auditor) serveAddCheckpoint(rw http.ResponseWriter, r *http.Request) {
 		problem(rw, http.StatusBadRequest, "the request body ended early")
 		return
 	}
-	origin, err := a.AddCheckpoint(r.Context(), body)
-	a.metrics.request("add-checkpoint", origin, err)
+	// A client that hangs up must not leave it open what was written, nor look
+	// like a failure of ours; a disk that hangs must not collect requests.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), judgeTimeout)
+	defer cancel()
+	origin, err := a.AddCheckpoint(ctx, body)
+	a.count("add-checkpoint", origin, err)
 	if err != nil {
 		a.refuse(rw, err)
 		return
@@ -223,7 +229,7 @@ func (a *Auditor) serveAddEntries(rw http.ResponseWriter, r *http.Request) {
 	// A client that hangs up must not leave it open what was written.
 	ctx := context.WithoutCancel(r.Context())
 	origin, lines, err := a.AddEntries(ctx, bufio.NewReaderSize(body, 64<<10))
-	a.metrics.request("add-entries", origin, err)
+	a.count("add-entries", origin, err)
 	if err != nil {
 		a.refuse(rw, err)
 		return

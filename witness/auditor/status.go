@@ -145,13 +145,26 @@ func newMetrics(a *Auditor) *metrics {
 	return m
 }
 
-// request counts one answer. A stranger can name only logs that are known.
-func (m *metrics) request(call, origin string, err error) {
-	status, _ := outcome(err)
-	if status == http.StatusNotFound || status == http.StatusBadRequest {
+// count counts one answer. What a request says of its log is anybody's word: a
+// series is named after a log only if it is one of ours.
+func (a *Auditor) count(call, origin string, err error) {
+	a.mu.Lock()
+	known := a.books[origin] != nil
+	a.mu.Unlock()
+	if !known {
 		origin = ""
 	}
-	m.requests.WithLabelValues(call, origin, strconv.Itoa(status)).Inc()
+	status, _ := outcome(err)
+	a.metrics.requests.WithLabelValues(call, label(origin), strconv.Itoa(status)).Inc()
+}
+
+// label is the log of a series: its origin, or of a very long one the hash, as
+// in the read API.
+func label(origin string) string {
+	if len(origin) > 256 {
+		return c2sp.OriginHash(origin)
+	}
+	return origin
 }
 
 // standings are the figures that stand in the databases.
@@ -190,6 +203,7 @@ func (s standings) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(upDesc, yes(err == nil))
 	for _, l := range list {
+		l.Origin = label(l.Origin)
 		if !l.Time.IsZero() {
 			gauge(timeDesc, float64(l.Time.Unix()), l.Origin)
 		}
