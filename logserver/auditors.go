@@ -29,6 +29,9 @@ const (
 	// auditRequests bounds the requests for one checkpoint; the next goes on from there.
 	auditRequests = 256
 	auditTimeout  = 30 * time.Second // of one request
+	// auditPause is between two large requests: reading, packing and sending
+	// them leaves the machine to uploads.
+	auditPause = 100 * time.Millisecond
 )
 
 // An auditor is the lines of the publish policy that have its URL.
@@ -36,6 +39,11 @@ type auditor struct {
 	*cosigner
 	next uint64 // the mirror's next entry, as it told us last
 	told bool   // that it has
+	// confirmed is how many entries it was sent and has said that it has, or has
+	// cosigned. They are not sent again.
+	confirmed uint64
+	wentBack  bool       // the operator was told that it went behind confirmed
+	tiles     *tileCache // its own: what it lacks is old, and would drive out what proofs need
 }
 
 // newAuditors returns the auditors of a publish policy, none of which may have a
@@ -56,7 +64,7 @@ func newAuditors(p *c2sp.Policy, private bool) ([]*auditor, error) {
 		slow := *c.http
 		slow.Timeout = auditTimeout // it reads and writes much more than a witness
 		c.http = &slow
-		out = append(out, &auditor{cosigner: c})
+		out = append(out, &auditor{cosigner: c, tiles: newTileCache()})
 	}
 	if private && len(out) > 0 {
 		return nil, fmt.Errorf("policy: auditor %s serves its mirror to everybody, and this log is private: take the line out", out[0].name)
@@ -92,13 +100,18 @@ func (p *publisher) auditing(ctx context.Context) {
 				tell := func() {
 					busy[w.url] = false
 					if err == nil || ctx.Err() != nil {
-						if pause[w.url] > 0 {
+						if pause[w.url] > 0 && !w.wentBack {
 							p.logger.Info("the auditor cosigns again", "auditor", w.name)
 						}
 						done[w.url], pause[w.url] = now.At, 0
 						return
 					}
-					if pause[w.url] == 0 {
+					if errors.Is(err, errAuditorBack) {
+						if !w.wentBack {
+							w.wentBack = true
+							p.logger.Error("an auditor asks again for what it has confirmed; it is sent nothing until it has caught up from the public tiles", "auditor", w.name, "err", err)
+						}
+					} else if pause[w.url] == 0 {
 						p.logger.Warn("no cosignature of the auditor; publishing goes on, and it is asked again", "auditor", w.name, "err", err)
 					}
 					pause[w.url] = min(max(2*pause[w.url], 250*time.Millisecond), 5*time.Second)
@@ -156,6 +169,11 @@ func (p *publisher) awaitAudits(ctx context.Context) {
 // this one is not needed.
 var errAuditorAhead = errors.New("the auditor is at a newer checkpoint")
 
+// errAuditorBack: the auditor lost what it had, or lies. Sending it everything
+// anew, as often as it likes, would let it keep the log busy; an honest one reads
+// the tiles by itself.
+var errAuditorBack = errors.New("the auditor went back")
+
 // audit gives the mirror what it lacks of a published checkpoint, whose tree is
 // t, and returns its verified cosignatures.
 func (w *auditor) audit(ctx context.Context, p Published, t tree) ([]cosignature, error) {
@@ -163,7 +181,7 @@ func (w *auditor) audit(ctx context.Context, p Published, t tree) ([]cosignature
 	if err != nil {
 		return nil, err
 	}
-	t.ctx = ctx
+	t.ctx, t.cache = ctx, w.tiles
 	if err := w.offer(ctx, p, t); err != nil {
 		return nil, err
 	}
@@ -183,12 +201,16 @@ func (w *auditor) audit(ctx context.Context, p Published, t tree) ([]cosignature
 		}
 		switch status {
 		case http.StatusOK:
-			w.next, w.told = p.Size, true
+			w.next, w.told, w.confirmed = p.Size, true, max(w.confirmed, p.Size)
 			return w.pick(answer, note.Text)
 		case http.StatusAccepted, http.StatusConflict:
 			size, next, err := parseMirrorInfo(answer)
 			if err != nil {
 				return nil, fmt.Errorf("auditor %s: answered %d: %w", w.name, status, err)
+			}
+			if next < w.confirmed {
+				w.told = false
+				return nil, fmt.Errorf("auditor %s: %w: it says that %d is next, and it has confirmed %d entries", w.name, errAuditorBack, next, w.confirmed)
 			}
 			w.next, w.told = next, true
 			if status == http.StatusConflict {
@@ -200,6 +222,11 @@ func (w *auditor) audit(ctx context.Context, p Published, t tree) ([]cosignature
 				}
 			} else if next < end {
 				return nil, fmt.Errorf("auditor %s: it was sent entries [%d, %d) and says that %d is next", w.name, start, end, next)
+			} else {
+				w.confirmed = max(w.confirmed, end)
+			}
+			if (status == http.StatusAccepted || conflicts > 1) && !sleep(ctx, auditPause) {
+				return nil, ctx.Err()
 			}
 		default:
 			return nil, fmt.Errorf("auditor %s: answered %d %s", w.name, status, printable(answer))

@@ -4,6 +4,8 @@ package logserver
 // it signs is attached afterwards, and nothing that one says is believed.
 
 import (
+	"compress/gzip"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,6 +216,97 @@ func TestAuditorsCatchUp(t *testing.T) {
 	l = r.ready()
 	if note := proofNote(t, l, 0); lines(t, note, a.key) != 1 {
 		t.Error("after a restart the proof has no auditor's line")
+	}
+}
+
+// TestAuditorThatGoesBack: what an auditor has confirmed it is never sent again,
+// however often it asks; the operator is told once; and an honest one that has
+// caught up is asked as before.
+func TestAuditorThatGoesBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, 1)
+	a := r.withAuditor("a1")
+	told := &operatorLog{}
+	l := r.ready(told.config)
+	for n := range 5 {
+		r.must(l, nth(n))
+	}
+	audited := func() bool {
+		note, err := c2sp.ParseNote(l.Published().Note)
+		return err == nil && lines(t, note, a.key) == 1
+	}
+	waitFor(t, "its cosignature", audited)
+	const confirmed = 5
+
+	var lies, again atomic.Int64
+	a.pretend(func(rw http.ResponseWriter, req *http.Request) {
+		if strings.HasSuffix(req.URL.Path, "add-checkpoint") {
+			io.Copy(io.Discard, req.Body)
+			return // 200
+		}
+		zr, err := gzip.NewReader(req.Body)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		body, err := io.ReadAll(zr)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		at := 2 + int(binary.BigEndian.Uint16(body))
+		if binary.BigEndian.Uint64(body[at:]) < confirmed {
+			again.Add(1)
+		}
+		lies.Add(1)
+		rw.Header().Set("Content-Type", "text/x.tlog.mirror-info")
+		rw.WriteHeader(http.StatusConflict)
+		fmt.Fprintf(rw, "%d\n0\n\n", binary.BigEndian.Uint64(body[at+8:]))
+	})
+	for n := range 3 {
+		before := lies.Load()
+		r.must(l, nth(confirmed+n))
+		waitFor(t, "it to lie", func() bool { return lies.Load() > before })
+	}
+	if n := again.Load(); n > 0 {
+		t.Errorf("entries that it has confirmed were sent again, %d times", n)
+	}
+	const says = "asks again for what it has confirmed"
+	var said string
+	waitFor(t, "the operator to be told", func() bool { said += told.take(); return strings.Contains(said, says) })
+	a.pretend(nil)
+	waitFor(t, "its cosignature again", audited)
+	if n := strings.Count(said+told.take(), says); n != 1 {
+		t.Errorf("the operator was told %d times", n)
+	}
+}
+
+// TestAuditorsLeaveTheTileCache: what an auditor is sent is read beside the cache
+// that proofs are made from.
+func TestAuditorsLeaveTheTileCache(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, 1)
+	a := r.withAuditor("a1")
+	a.down()
+	l := r.ready()
+	for n := range 5 {
+		r.must(l, nth(n))
+	}
+	a.pretend(nil)
+	list, err := newAuditors(r.config().Policy, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, proofs := l.Published(), l.tree(int64(l.Published().Size))
+	proofs.cache = newTileCache()
+	if sigs, err := list[0].audit(t.Context(), p, proofs); err != nil || len(sigs) != 1 {
+		t.Fatalf("%d signatures, %v", len(sigs), err)
+	}
+	if n := len(proofs.cache.tiles); n != 0 {
+		t.Errorf("%d tiles of the audit are in the cache of proofs", n)
+	}
+	if len(list[0].tiles.tiles) == 0 {
+		t.Error("the auditor's own cache is not used")
 	}
 }
 
