@@ -72,7 +72,7 @@ func allowed(s string, c uint16) int {
 func quote(s string) string {
 	const most = 80
 	if len(s) > most {
-		return fmt.Sprintf("%+q… (%d bytes)", s[:most], len(s))
+		return fmt.Sprintf("%+q... (%d bytes)", s[:most], len(s))
 	}
 	return fmt.Sprintf("%+q", s)
 }

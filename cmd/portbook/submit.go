@@ -36,8 +36,9 @@ and writes it beside the file as FILE.tlog-proof.
 Only an index submits: the log's operator gives it a token that is good for one
 registry. Uploaders need not do anything; see "portbook gateway".
 
-It can be run again at any time: a file whose proof is there and verifies is not
-submitted again, and the same file submitted twice has one index. The first
+It can be run again at any time, with dist/* too: files *.tlog-proof are skipped,
+a file whose proof is there and verifies is not submitted again, and the same
+file submitted twice has one index. The first
 proof is never overwritten, since its cosignatures bound when the file was
 logged; a later one is written beside it as FILE.refreshed.tlog-proof.
 
@@ -74,7 +75,10 @@ again later.`,
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
+		args, skipped := withoutProofs(args)
 		switch {
+		case len(args) == 0:
+			return cli.Usagef("nothing to submit: %s is a proof by its name, as this command writes beside a file", show(skipped[0]))
 		case (*policy == "") != *noVerify:
 			return cli.Usagef("give --policy, under which the proof must verify, or --no-verify to keep it unverified")
 		case len(args) > 1 && o.file != "":
@@ -124,6 +128,9 @@ again later.`,
 		}
 		defer log.Close()
 		s.log = log
+		if len(skipped) > 0 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "portbook: skipped, for they are proofs by their names: %s\n", showAll(skipped))
+		}
 		if s.policy == nil {
 			fmt.Fprintln(cmd.ErrOrStderr(), "portbook: --no-verify: nobody checks what the log answers")
 		}
@@ -142,6 +149,20 @@ again later.`,
 		return errors.Join(err, report.exit())
 	}
 	return cmd
+}
+
+// withoutProofs takes what this command has written out of what a shell made of
+// dist/*. No registry has a file of such a name: its own proof could not be told
+// from the proof of another.
+func withoutProofs(paths []string) (files, proofs []string) {
+	for _, path := range paths {
+		if strings.HasSuffix(path, proofSuffix) {
+			proofs = append(proofs, path)
+		} else {
+			files = append(files, path)
+		}
+	}
+	return files, proofs
 }
 
 // readToken reads the token from a file, else from the environment.

@@ -53,7 +53,7 @@ func ParseFileName(file string) (project, version string, err error) {
 		}
 		name, version = parts[0], parts[1]
 	case kind == "":
-		return fail("ends like no distribution: .whl, .tar.gz, .zip …")
+		return fail("ends like no distribution: .whl, .tar.gz, .zip or another of those that an index takes")
 	default:
 		i := versionStart(stem)
 		if i < 0 {

@@ -293,7 +293,7 @@ func (u *Upload) CheckFields() error {
 
 func clip(s string) string {
 	if len(s) > 100 {
-		return s[:100] + "…"
+		return s[:100] + "..."
 	}
 	return s
 }
