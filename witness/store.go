@@ -60,6 +60,7 @@ type Store struct {
 	lookup   *sql.Stmt
 	insert   *sql.Stmt
 	replace  *sql.Stmt
+	count    *sql.Stmt
 	serve    *sql.Stmt
 	retired  atomic.Pointer[Retirement]
 	parsed   sync.Map      // vkey (string) -> *c2sp.Key, of the keys in the database
@@ -343,6 +344,7 @@ func (s *Store) load(ctx context.Context) error {
 		{&s.insert, s.write, `INSERT INTO head (origin, size, root, time, note) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`},
 		{&s.replace, s.write, `UPDATE head SET size = $1, root = $2, time = $3, note = $4
 			WHERE origin = $5 AND size = $6 AND root = $7 AND time = $8`},
+		{&s.count, s.write, `UPDATE generation SET n = n + 1 RETURNING n`},
 		{&s.serve, s.read, `SELECT h.note FROM log l JOIN head h ON h.origin = l.origin WHERE l.origin_hash = $1`},
 	} {
 		if *p.stmt, err = p.db.PrepareContext(ctx, p.text); err != nil {
@@ -638,7 +640,7 @@ func (s *Store) writeTogether(batch []*advance) (results []error, err error) {
 		return results, nil
 	}
 	var generation int64
-	if err := tx.QueryRow("UPDATE generation SET n = n + 1 RETURNING n").Scan(&generation); err != nil {
+	if err := tx.Stmt(s.count).QueryRow().Scan(&generation); err != nil {
 		return nil, err
 	}
 	if n, _ := s.mark.says(); uint64(generation) <= n {

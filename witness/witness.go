@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
@@ -52,6 +54,7 @@ type Witness struct {
 	now     func() time.Time
 	log     *slog.Logger
 	big     chan struct{} // one for each large request body being read or judged
+	signing chan struct{} // one for each signature being made
 	warn    *rate.Limiter // of warnings that any stranger can cause again and again
 
 	peers   *peers  // nil: none
@@ -86,7 +89,7 @@ func New(c Config) (*Witness, error) {
 		return nil, fmt.Errorf("key %s is of type %s; this witness cosigns with Ed25519 (0x04)", c.Signer.Key(), c.Signer.Key().Alg())
 	}
 	w := &Witness{store: c.Store, now: c.Now, log: c.Logger,
-		big:  make(chan struct{}, bigBodies),
+		big: make(chan struct{}, bigBodies), signing: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		warn: rate.NewLimiter(rate.Every(10*time.Second), 20)}
 	if c.Signer != nil {
 		w.signers = append(w.signers, c.Signer)
@@ -217,17 +220,15 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	// The signatures are over a re-encoding of what was understood, never over
 	// the bytes received: should the two ever differ, they are good for nothing.
 	note := c2sp.Note{Text: req.cp.Text(), Sigs: logSigs}
-	var lines []byte
-	begun := time.Now()
-	for _, signer := range w.signers {
-		cosig, err := signer.Cosign(req.cp, at)
-		if err != nil {
-			return nil, fmt.Errorf("cosigning: %w", err)
-		}
-		note.Sigs = append(note.Sigs, cosig)
-		lines = append(lines, cosig.Line()...)
+	cosigs, err := w.cosign(req.cp, at)
+	if err != nil {
+		return nil, err
 	}
-	w.metrics.signing.Observe(time.Since(begun).Seconds())
+	var lines []byte
+	for _, s := range cosigs {
+		note.Sigs = append(note.Sigs, s)
+		lines = append(lines, s.Line()...)
+	}
 	head := Head{Size: req.cp.Size, Root: req.cp.Root, Time: time.Unix(at.Unix(), 0), Note: note.Bytes()}
 	if w.testBeforeAdvance != nil {
 		w.testBeforeAdvance()
@@ -240,6 +241,28 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 	}
 	w.peers.advanced(req.cp.Origin)
 	return lines, nil
+}
+
+// cosign signs with all keys at the same time. No more signatures are being made
+// at once than there are processors, and none on a connection's goroutine: one of
+// ML-DSA-44 needs 64 KiB of stack, which each connection would keep.
+func (w *Witness) cosign(cp c2sp.Checkpoint, at time.Time) ([]c2sp.Signature, error) {
+	begun := time.Now()
+	sigs, errs := make([]c2sp.Signature, len(w.signers)), make([]error, len(w.signers))
+	var wg sync.WaitGroup
+	for i, signer := range w.signers {
+		wg.Go(func() {
+			w.signing <- struct{}{}
+			sigs[i], errs[i] = signer.Cosign(cp, at)
+			<-w.signing
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("cosigning: %w", err)
+	}
+	w.metrics.signing.Observe(time.Since(begun).Seconds())
+	return sigs, nil
 }
 
 // again returns the signature lines of a checkpoint that was cosigned within

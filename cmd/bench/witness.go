@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -308,7 +309,8 @@ func witnessOneLog(ctx context.Context, quick bool) (r Row, err error) {
 
 // witnessManyLogs floods for the rate. While all of 1,000 logs wait at once, the
 // time an answer takes is 1,000 over the rate, whatever the witness; so p99 is
-// that of logs which send when they have something, each once a second.
+// that of logs which send when they have something, evenly spread over time, at half of
+// the rate just measured.
 func witnessManyLogs(ctx context.Context, quick bool) (r Row, err error) {
 	logs, n, rounds, seconds := 1000, 10, 3, 10
 	if quick {
@@ -319,13 +321,14 @@ func witnessManyLogs(ctx context.Context, quick bool) (r Row, err error) {
 		if err != nil {
 			return err
 		}
-		took, err := ours.pace(ctx, seconds, time.Second)
+		period := time.Duration(2 * float64(logs) / median(a) * float64(time.Second))
+		took, err := ours.pace(ctx, int(math.Ceil(float64(seconds)/period.Seconds())), period)
 		if err != nil {
 			return err
 		}
 		p99 := percentile(took, 0.99)
 		r = Row{Value: median(a), Unit: "cosigned/s", Aim: "ratio >= 5, p99 <= 20 ms",
-			Note: fmt.Sprintf("%d logs at once, %d rounds; p99 %s with each log once a second, p50 %s; %s while all wait at once", logs, rounds, ms(p99), ms(percentile(took, 0.5)), ms(percentile(p99a, 0.5)))}
+			Note: fmt.Sprintf("%d logs at once, %d rounds; p99 %s at half of that rate, p50 %s; %s while all wait at once", logs, rounds, ms(p99), ms(percentile(took, 0.5)), ms(percentile(p99a, 0.5)))}
 		if theirs == nil {
 			r.Note += "; NO YARDSTICK: " + why.Error()
 			return nil
