@@ -161,10 +161,11 @@ const (
 	voidMark   = 'V'
 )
 
-// openAttribution opens the record of a log of the given size, or begins one.
+// openAttribution opens the record of a log of the given size, or begins one: at
+// the first entry of which the caller knows who logged it, or behind the last.
 // What is torn at its end was never acknowledged, unless the disk damaged it: it
 // is cut off and kept beside. A file that is damaged otherwise is set aside.
-func openAttribution(path, origin string, size uint64, now func() time.Time, logger *slog.Logger) (*attributionFile, error) {
+func openAttribution(path, origin string, size, begins uint64, now func() time.Time, logger *slog.Logger) (*attributionFile, error) {
 	a := &attributionFile{path: path, now: now}
 	raw, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -192,14 +193,14 @@ func openAttribution(path, origin string, size uint64, now func() time.Time, log
 			return nil, fmt.Errorf("who logged what: %w", withoutPath(err))
 		}
 	}
-	if size > 0 {
-		logger.Warn("nothing says who logged the entries before these", "index", size)
+	if begins > 0 {
+		logger.Warn("nothing says who logged the entries before these", "index", begins)
 	}
-	payload := binary.AppendUvarint([]byte{startMark}, size)
+	payload := binary.AppendUvarint([]byte{startMark}, begins)
 	if err := writeDurably(path, frame(nil, append(payload, origin...)), 0o600); err != nil {
 		return nil, fmt.Errorf("who logged what: %w", withoutPath(err))
 	}
-	a.start, a.end = size, int64(frameHead+len(payload)+len(origin))
+	a.start, a.end = begins, int64(frameHead+len(payload)+len(origin))
 	return a, a.open()
 }
 

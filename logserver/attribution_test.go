@@ -43,7 +43,7 @@ func fixedTime() time.Time { return time.Date(2026, 11, 21, 5, 0, 0, 0, time.UTC
 
 func openTestAttribution(t testing.TB, dir string, size uint64) *attributionFile {
 	t.Helper()
-	a, err := openAttribution(filepath.Join(dir, AttributionFile), "log.example/test", size, fixedTime, slog.New(slog.DiscardHandler))
+	a, err := openAttribution(filepath.Join(dir, AttributionFile), "log.example/test", size, size, fixedTime, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func TestAttributionIsDamaged(t *testing.T) {
 	if err := os.WriteFile(path, whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := openAttribution(path, "log.example/other", 20, fixedTime, slog.New(slog.DiscardHandler))
+	c, err := openAttribution(path, "log.example/other", 20, 20, fixedTime, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

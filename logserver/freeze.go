@@ -278,7 +278,7 @@ func (l *Log) endedLeaf(ctx context.Context) (next *entry.Entry, size uint64, er
 // ctx ends first, the next start goes on.
 func (l *Log) end(ctx context.Context) {
 	said := ""
-	for {
+	for !l.Status().Latched { // else nothing is written any more
 		err := l.tryEnd(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
@@ -315,12 +315,24 @@ func (l *Log) tryEnd(ctx context.Context) error {
 		if l.cfg.testEnding != nil {
 			l.cfg.testEnding("drained")
 		}
-		index, err := l.engine.append(context.WithoutCancel(ctx), []*tessera.Entry{tessera.NewEntry(leaf)})
+		// Like every other entry it has its index from the journal.
+		index, err := l.journal.Load().append([]*submission{{leaf: leaf}})
 		if err != nil {
-			return fmt.Errorf("%w: the last entry could not be written: %w", ErrStorage, withoutPath(err))
+			return err
 		}
 		if index != size {
 			return fmt.Errorf("%w: the last entry got index %d, the log had %d entries", ErrBehind, index, size)
+		}
+		if err := l.feeder().write(ctx, size, []*tessera.Entry{tessera.NewEntry(leaf)}); err != nil {
+			return err // the journal has it: takeIn goes on
+		}
+		who := l.who.(*attributionFile)
+		who.expect([]Attributed{{First: size, Count: 1}}) // the log itself
+		if err := who.flush(); err != nil {
+			return fmt.Errorf("%w: %w", ErrStorage, err)
+		}
+		if err := l.journal.Load().free(size + 1); err != nil {
+			return err
 		}
 		if l.cfg.testEnding != nil {
 			l.cfg.testEnding("logged")

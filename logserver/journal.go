@@ -58,16 +58,19 @@ const (
 	// segmentStep zeros are written behind what made a segment longer: a sync of
 	// what is written over them later waits for no change of the file's length.
 	segmentStep = 128 << 10
-	// maxJournalFrame bounds one frame: a batch of the largest entries.
-	maxJournalFrame = 2 * batchMax * (entry.MaxSize + maxID + 4)
+	// frameMax bytes of entries, and one more entry, are in one frame.
+	frameMax = 1 << 20
+	// maxJournalFrame bounds one frame.
+	maxJournalFrame = frameMax + entry.MaxSize + maxID + 64
 )
 
-// journalDamage says that what the journal has cannot be made out.
+// journalDamage says that what the journal has cannot be made out. Readers hear
+// of its text, which leaves away the file.
 type journalDamage struct{ file, what string }
 
 func (e *journalDamage) Error() string {
-	return fmt.Sprintf("the journal is damaged (%s: %s): entries that are in no checkpoint are lost, which at most receipts were given for; "+
-		"stop the server and move the directory %s away to go on without them", filepath.Join(journalDir, e.file), e.what, journalDir)
+	return fmt.Sprintf("the journal is damaged (%s): entries that are in no checkpoint are lost, which at most receipts were given for; "+
+		"stop the server and move the directory %s away to go on without them", e.what, journalDir)
 }
 
 // journal is the open journal of an embedded log. One goroutine at a time
@@ -78,6 +81,7 @@ type journal struct {
 	// Owned by who appends.
 	f       *os.File // nil: the next append begins a segment
 	written int64    // to f
+	head    int64    // of it are f's head
 	length  int64    // of f
 	next    uint64   // index of the next entry
 	number  uint64   // of the last segment
@@ -143,8 +147,12 @@ func readJournal(dir, origin string) (first uint64, entries []journaled, segment
 			return 0, nil, nil, &journalDamage{f.Name(), fmt.Sprintf("it is of the log %q", of)}
 		case !begun:
 			first = s.first
-		case s.first < first || s.first > first+uint64(len(entries)):
-			return 0, nil, nil, &journalDamage{f.Name(), fmt.Sprintf("it begins at entry %d, the one before has [%d, %d)", s.first, first, first+uint64(len(entries)))}
+		case s.first < first:
+			return 0, nil, nil, &journalDamage{f.Name(), fmt.Sprintf("a segment begins at entry %d, the first at %d", s.first, first)}
+		case s.first > first+uint64(len(entries)):
+			// It was begun when the tiles had more, and the older ones were still
+			// there. If the tiles have less than its first entry, that is found out.
+			first, entries = s.first, nil
 		}
 		begun = true
 		segments = append(segments, s)
@@ -255,7 +263,11 @@ func InJournal(dir string, id Identity, size uint64) (uint64, error) {
 // openJournal begins to append at index next; what the journal had before is in
 // the tiles, and removed.
 func openJournal(dir, origin string, old []segment, next uint64) (*journal, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = syncDir(filepath.Dir(dir))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: journal: %w", ErrStorage, withoutPath(err))
 	}
 	j := &journal{dir: dir, origin: origin, next: next, segments: old, known: next}
@@ -290,7 +302,7 @@ func (j *journal) begin() error {
 	if err != nil {
 		return fmt.Errorf("%w: journal: %w", ErrStorage, errors.Join(withoutPath(err), f.Close(), withoutPath(os.Remove(f.Name()))))
 	}
-	j.f, j.written, j.length = f, int64(len(j.buf)), int64(len(j.buf))
+	j.f, j.written, j.head, j.length = f, int64(len(j.buf)), int64(len(j.buf)), int64(len(j.buf))
 	j.mu.Lock()
 	j.segments = append(j.segments, s)
 	j.mu.Unlock()
@@ -312,15 +324,10 @@ func (j *journal) append(subs []*submission) (first uint64, err error) {
 			return 0, err
 		}
 	}
-	head := binary.AppendUvarint([]byte{entriesMark}, j.next)
-	j.buf = append(append(j.buf[:0], make([]byte, frameHead)...), head...)
-	for _, s := range subs {
-		j.buf = append(binary.AppendUvarint(j.buf, uint64(len(s.by))), s.by...)
-		j.buf = append(binary.AppendUvarint(j.buf, uint64(len(s.leaf))), s.leaf...)
+	j.buf = j.buf[:0]
+	for at := j.next; len(subs) > int(at-j.next); {
+		at = j.appendFrame(at, subs[at-j.next:])
 	}
-	payload := j.buf[frameHead:]
-	binary.LittleEndian.PutUint32(j.buf, uint32(len(payload)))
-	binary.LittleEndian.PutUint32(j.buf[4:], crc32.Checksum(payload, castagnoli))
 	n := int64(len(j.buf))
 	if j.written+n > j.length {
 		j.buf = append(j.buf, make([]byte, segmentStep)...)
@@ -332,9 +339,7 @@ func (j *journal) append(subs []*submission) (first uint64, err error) {
 	if err != nil {
 		// Nobody knows what of it is on the disk. The next segment begins in its
 		// place.
-		err = errors.Join(withoutPath(err), j.f.Close())
-		j.f = nil
-		return 0, fmt.Errorf("%w: journal: %w", ErrStorage, err)
+		return 0, j.fail(err)
 	}
 	j.length = max(j.length, j.written+int64(len(j.buf)))
 	j.written += n
@@ -344,6 +349,54 @@ func (j *journal) append(subs []*submission) (first uint64, err error) {
 	j.known = j.next
 	j.mu.Unlock()
 	return first, nil
+}
+
+// appendFrame puts a frame of entries, the first of which has index at, into the
+// buffer, and returns the index of the first that is not in it.
+func (j *journal) appendFrame(at uint64, subs []*submission) uint64 {
+	from := len(j.buf)
+	j.buf = append(j.buf, make([]byte, frameHead)...)
+	j.buf = binary.AppendUvarint(append(j.buf, entriesMark), at)
+	for _, s := range subs {
+		j.buf = append(binary.AppendUvarint(j.buf, uint64(len(s.by))), s.by...)
+		j.buf = append(binary.AppendUvarint(j.buf, uint64(len(s.leaf))), s.leaf...)
+		at++
+		if len(j.buf)-from > frameMax {
+			break
+		}
+	}
+	payload := j.buf[from+frameHead:]
+	binary.LittleEndian.PutUint32(j.buf[from:], uint32(len(payload)))
+	binary.LittleEndian.PutUint32(j.buf[from+4:], crc32.Checksum(payload, castagnoli))
+	return at
+}
+
+// fail ends a segment whose last write failed.
+func (j *journal) fail(err error) error {
+	err = withoutPath(err)
+	if j.written == j.head { // it has nothing: a disk that fails again and again is not filled
+		j.mu.Lock()
+		j.segments = j.segments[:len(j.segments)-1]
+		j.mu.Unlock()
+		err = errors.Join(err, withoutPath(os.Remove(j.f.Name())))
+	}
+	err = errors.Join(err, withoutPath(j.f.Close()))
+	j.f = nil
+	return fmt.Errorf("%w: journal: %w", ErrStorage, err)
+}
+
+// ready reports whether entries can be written, after a write has failed.
+func (j *journal) ready() error {
+	if j.f != nil {
+		return nil
+	}
+	if err := j.begin(); err != nil {
+		return err
+	}
+	if err := j.sync(); err != nil {
+		return j.fail(err)
+	}
+	return nil
 }
 
 func (j *journal) sync() error {

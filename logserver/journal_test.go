@@ -10,7 +10,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/entry"
 	"github.com/transparency-dev/tessera"
 )
 
@@ -161,9 +164,8 @@ func TestJournalTorn(t *testing.T) {
 	if err := os.WriteFile(r.newest(), []byte(whole), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r.j.written = segmentMax + 1
-	r.j.testSync = func() error { return errors.New("disk on fire") }
-	if _, err := r.j.append(r.submissions(1)); !errors.Is(err, ErrStorage) {
+	r.j.f = nil
+	if err := r.j.begin(); err != nil {
 		t.Fatal(err)
 	}
 	head := readFile(t, r.newest())
@@ -236,7 +238,7 @@ func TestJournalDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 		if at < last {
-			r.damaged(filepath.Base(path))
+			r.damaged("")
 		} else {
 			r.has(5, r.want[:4]) // as if it was torn
 		}
@@ -251,7 +253,7 @@ func TestJournalDamage(t *testing.T) {
 	// What follows one another must.
 	for what, change := range map[string]func(){
 		"no file of a journal": func() { os.WriteFile(filepath.Join(r.dir, "notes"), nil, 0o600) },
-		"it begins at entry":   func() { r.j.f, r.j.next = nil, 12; r.j.begin() },
+		"begins at entry 4":    func() { r.j.f, r.j.next = nil, 4; r.j.begin() },
 		"where 11 should":      func() { r.j.f, r.j.next = nil, 11; r.j.begin(); r.j.next = 13; r.j.append(r.submissions(1)) },
 		"of version":           func() { os.WriteFile(path, frame(nil, []byte{journalMark, 2, 0}), 0o600) },
 		"with a head":          func() { os.WriteFile(path, frame(nil, []byte{entriesMark, 5}), 0o600) },
@@ -271,6 +273,65 @@ func TestJournalDamage(t *testing.T) {
 		}
 	}
 	r.has(5, r.want)
+}
+
+// TestJournalBehindTheTiles: a segment that was begun when the tiles had more
+// than the journal stands alone; that they have so much is for who reads it.
+func TestJournalBehindTheTiles(t *testing.T) {
+	r := newJournalRig(t, 0)
+	r.append(3)
+	r.j.f, r.j.next = nil, 7
+	if err := r.j.begin(); err != nil {
+		t.Fatal(err)
+	}
+	r.has(7, nil)
+	subs := r.submissions(1)
+	if first, err := r.j.append(subs); err != nil || first != 7 {
+		t.Fatal(first, err)
+	}
+	r.has(7, []journaled{{subs[0].by, subs[0].leaf}})
+}
+
+// TestJournalFrames: as many entries as come at once are written, in frames that
+// can be read.
+func TestJournalFrames(t *testing.T) {
+	r := newJournalRig(t, 0)
+	var subs []*submission
+	for n := range 2000 {
+		s := &submission{by: strings.Repeat("b", maxID), leaf: bytes.Repeat([]byte{'a' + byte(n%26)}, entry.MaxSize)}
+		subs, r.want = append(subs, s), append(r.want, journaled{s.by, s.leaf})
+	}
+	if first, err := r.j.append(subs); err != nil || first != 0 {
+		t.Fatal(first, err)
+	}
+	r.append(1)
+	r.has(0, r.want)
+}
+
+// TestJournalFailsAgainAndAgain leaves no files.
+func TestJournalFailsAgainAndAgain(t *testing.T) {
+	r := newJournalRig(t, 0)
+	r.append(1)
+	r.j.testSync = func() error { return errors.New("disk on fire") }
+	for range 10 {
+		if _, err := r.j.append(r.submissions(1)); !errors.Is(err, ErrStorage) {
+			t.Fatal(err)
+		}
+		if err := r.j.ready(); !errors.Is(err, ErrStorage) {
+			t.Fatal(err)
+		}
+	}
+	if files, err := os.ReadDir(r.dir); err != nil || len(files) != 1 {
+		t.Errorf("%d files, %v", len(files), err)
+	}
+	r.j.testSync = nil
+	if err := r.j.ready(); err != nil {
+		t.Fatal(err)
+	}
+	r.append(1)
+	if err := r.j.free(2); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func FuzzJournal(f *testing.F) {
@@ -360,7 +421,7 @@ func TestReceiptsOutliveACrash(t *testing.T) {
 		t.Fatal("the engine is not open")
 	}
 	l := r.ready()
-	for n := range 6 {
+	for n := 5; n >= 0; n-- {
 		if ack := r.must(l, nth(n)); ack.Index != uint64(n) {
 			t.Errorf("entry %d is at index %d", n, ack.Index)
 		}
@@ -470,8 +531,12 @@ func TestJournalOut(t *testing.T) {
 			t.Fatalf("%v, %v", ack, err)
 		}
 	}
+	if err := l.Ready(); !errors.Is(err, ErrStorage) {
+		t.Errorf("ready: %v", err)
+	}
 	out.Store(false)
-	if ack := r.must(l, nth(2)); ack.Index != 1 { // another has the place of what failed
+	waitFor(t, "the log to notice", func() bool { return l.Ready() == nil }) // without anybody who submits
+	if ack := r.must(l, nth(2)); ack.Index != 1 {                            // another has the place of what failed
 		t.Errorf("index %d", ack.Index)
 	}
 	if ack := r.must(l, nth(1)); ack.Index != 2 {
@@ -495,4 +560,183 @@ func TestFreezeTakesTheJournalIn(t *testing.T) {
 	if err != nil || last == nil || last.Origin != next.Origin {
 		t.Errorf("it ends with %+v, %v", last, err)
 	}
+}
+
+// TestTakeInSyncs: what a failed write has left is durable before the journal
+// forgets it.
+func TestTakeInSyncs(t *testing.T) {
+	r := newRig(t, 1, 1)
+	dir, anchor := r.receipts(5)
+	r = r.crashed(dir, anchor)
+	l := r.open(func(c *Config) { c.testStart = func(l *Log) { failOnce(t, l) } })
+	waitFor(t, "the log to take submissions", func() bool { return l.Status().Writable })
+	r.replayed(l)
+}
+
+// failOnce has the first write of l's engine report an error after it has
+// happened, and wants a sync before the journal is begun anew.
+func failOnce(t *testing.T, l *Log) {
+	if err := l.engine.open(t.Context()); err != nil {
+		t.Error(err)
+		return
+	}
+	was := l.engine.opened.Load()
+	fake := *was
+	failed, synced := false, false
+	fake.append = func(ctx context.Context, entries []*tessera.Entry) (uint64, error) {
+		first, err := was.append(ctx, entries)
+		if !failed {
+			failed = true
+			return 0, errors.Join(err, errors.New("fsync: input/output error"))
+		}
+		return first, err
+	}
+	fake.sync = func() error {
+		if _, entries, _, err := readJournal(filepath.Join(l.cfg.Dir, journalDir), l.Origin()); err != nil || len(entries) < 5 {
+			t.Errorf("synced when the journal has %d entries, %v", len(entries), err)
+		}
+		synced = true
+		return was.sync()
+	}
+	l.engine.opened.Store(&fake)
+	t.Cleanup(func() {
+		if !failed || !synced {
+			t.Errorf("failed %v, synced %v", failed, synced)
+		}
+	})
+}
+
+// TestHeldBack: what waits for an entry in flight is bounded, is forgotten when
+// nobody waits for it, and has its receipts written in frames that a start reads.
+func TestHeldBack(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready(func(c *Config) { c.MaxInFlight = 100_000 })
+	r.must(l, nth(0))
+	by := withKinds(r.token, entry.KindUpload, entry.KindRegistryPolicy)
+	write := embedded(l).append
+	var pass atomic.Bool
+	embedded(l).append = func(ctx context.Context, entries []*tessera.Entry) (uint64, error) { // the sequencer is idle
+		for !pass.Load() {
+			sleep(ctx, recoverPause)
+		}
+		return write(ctx, entries)
+	}
+	if ack, err := l.Submit(t.Context(), by, policy("never", 1), Sequenced); err != nil || ack.Index != 1 {
+		t.Fatal(ack, err)
+	}
+	gone, err := l.queue(t.Context(), by, nth(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.abandon()
+	for n := 10; ; n += 200 {
+		var entries []*entry.Entry
+		for k := range 200 {
+			entries = append(entries, nth(n+k))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		_, err := l.queue(ctx, by, entries...)
+		cancel()
+		if err != nil { // the queue is full, and nothing of it is taken
+			break
+		}
+		if n > 3*(maxFeed+queueMax*200) {
+			t.Fatalf("%d entries are held back", n)
+		}
+	}
+	pass.Store(true)
+	if ack := r.must(l, nth(1)); ack.Index < 100 { // it was not the first that was held back
+		t.Errorf("what nobody waited for is at index %d", ack.Index)
+	}
+	r.replayed(l)
+}
+
+// TestFreezeAfterAFailedWrite: whatever of a failed write is on the disk, the
+// log ends with its successor leaf, also if it is killed before that is published.
+func TestFreezeAfterAFailedWrite(t *testing.T) {
+	r := newRig(t, 1, 1)
+	backup := filepath.Join(t.TempDir(), "log")
+	l := r.ready(func(c *Config) {
+		c.testEnding = func(step string) {
+			if step == "logged" {
+				copyDir(t, r.dir, backup)
+			}
+		}
+	})
+	r.must(l, nth(0))
+	anchor := readFile(t, r.anchor)
+	j := l.journal.Load()
+	var once atomic.Bool
+	j.testSync = func() error { // the sequencer is idle
+		if once.CompareAndSwap(false, true) {
+			return errors.New("disk on fire")
+		}
+		return nil
+	}
+	if _, err := receipt(r, l, nth(1)); !errors.Is(err, ErrStorage) {
+		t.Fatal("taken")
+	}
+	r.freeze(testSuccessor(t))
+	waitFor(t, "the last checkpoint", func() bool { return l.Published().Size == 2 })
+	l.Close()
+	r.attributed(map[uint64]string{0: ""}, r.token.ID)
+	if a, err := ReadAttribution(r.dir); err != nil {
+		t.Error(err)
+	} else if unknown, _ := a.Unknown(2); len(unknown) > 0 {
+		t.Errorf("unknown: %+v", unknown)
+	}
+	r = r.crashed(backup, anchor)
+	l = r.open()
+	waitFor(t, "the last checkpoint", func() bool { return l.Published().Size == 2 || l.Status().Latched })
+	if l.Status().Latched {
+		t.Errorf("%v", l.Status().Reason)
+	}
+}
+
+// TestLatchedLogEndsNot: a log whose guard failed writes nothing, its end neither.
+func TestLatchedLogEndsNot(t *testing.T) {
+	r := newRig(t, 1, 1)
+	l := r.ready()
+	r.must(l, nth(0))
+	l.latch(&guardError{errors.New("the tiles do not extend the signed tree")})
+	r.freeze(testSuccessor(t))
+	waitFor(t, "the mark to be seen", func() bool { return l.mark.Load() != nil })
+	select {
+	case <-l.seqDone:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it goes on")
+	}
+	if size, err := l.engine.size(t.Context()); err != nil || size != 1 {
+		t.Errorf("%d entries, %v", size, err)
+	}
+}
+
+// TestSuccessorTakesNoIndex that the journal has given.
+func TestSuccessorTakesNoIndex(t *testing.T) {
+	r := newRig(t, 1, 1)
+	dir := filepath.Join(r.dir, journalDir)
+	j, err := openJournal(dir, r.signer.Key().Name(), nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.append([]*submission{{leaf: []byte("leaf")}}); err != nil {
+		t.Fatal(err)
+	}
+	j.f.Close()
+	if err := Begin(t.Context(), r.dir, c2sp.Checkpoint{Origin: "log.example/old", Size: 3}, time.Now()); err == nil || !strings.Contains(err.Error(), "not in its tiles yet") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestRecordIsLostJournalKnows: who logged what is begun anew with what the
+// journal knows.
+func TestRecordIsLostJournalKnows(t *testing.T) {
+	r := newRig(t, 1, 1)
+	dir, anchor := r.receipts(5)
+	r = r.crashed(dir, anchor)
+	if err := os.Remove(filepath.Join(r.dir, AttributionFile)); err != nil {
+		t.Fatal(err)
+	}
+	r.ready().Close()
+	r.attributed(map[uint64]string{1: "", 2: "", 3: "", 4: "", 5: ""}, r.token.ID)
 }

@@ -53,6 +53,7 @@ type Config struct {
 	Private bool
 
 	testEnding func(step string) // called in tests between the steps of Log.end
+	testStart  func(*Log)        // called in tests before the log is made sure of
 }
 
 func (c *Config) defaults() {
@@ -377,6 +378,9 @@ func mayPass(err error) bool {
 // The sequencer runs until ctx ends, the publisher until publishing does.
 func (l *Log) begin(ctx, ending, publishing context.Context) {
 	defer close(l.seqDone)
+	if l.cfg.testStart != nil {
+		l.cfg.testStart(l)
+	}
 	var next *entry.Entry // that the log has ended with
 	var size uint64
 	said := ""
@@ -499,6 +503,10 @@ func (l *Log) takeIn(ctx context.Context) error {
 	dir := filepath.Join(l.cfg.Dir, journalDir)
 	first, entries, segments, err := readJournal(dir, l.Origin())
 	if err != nil {
+		var damage *journalDamage
+		if errors.As(err, &damage) {
+			l.cfg.Logger.Error("the journal is damaged", "file", filepath.Join(dir, damage.file), "what", damage.what)
+		}
 		return err
 	}
 	size, err := l.engine.size(ctx)
@@ -540,8 +548,17 @@ func (l *Log) takeIn(ctx context.Context) error {
 			return err
 		}
 	}
+	if len(entries) > 0 { // of what the tiles have, a write may have failed before
+		if err := l.engine.sync(); err != nil {
+			return fmt.Errorf("%w: %w", ErrStorage, withoutPath(err))
+		}
+	}
 	if l.who == nil {
-		who, err := openAttribution(filepath.Join(l.cfg.Dir, AttributionFile), l.Origin(), size, l.cfg.Now, l.cfg.Logger)
+		begins := size
+		if len(entries) > 0 {
+			begins = min(first, size)
+		}
+		who, err := openAttribution(filepath.Join(l.cfg.Dir, AttributionFile), l.Origin(), size, begins, l.cfg.Now, l.cfg.Logger)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrStorage, err)
 		}
@@ -655,7 +672,7 @@ func (l *Log) Ready() error {
 	if err := l.room.check(); err != nil {
 		return err
 	}
-	if q, embedded := l.seq.(*sequencer); embedded && q.stuck.Load() != nil {
+	if q, embedded := l.seq.(*sequencer); embedded && (q.stuck.Load() != nil || q.failing.Load() != nil) {
 		return errStuck
 	}
 	if err := l.trouble(); err != nil {

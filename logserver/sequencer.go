@@ -118,6 +118,7 @@ type sequencer struct {
 	fed     chan batch            // from the engine, of any length
 	gone    <-chan struct{}       // closed when run has returned, or never runs
 	stuck   atomic.Pointer[error] // why what has its index cannot be written at the moment; nil if it can
+	failing atomic.Pointer[error] // why nothing gets an index: the journal's last write; nil if it did not fail
 
 	// Owned by the run goroutine, which has index.applying.
 	inFlight  map[[32]byte]*submission // decided, not yet applied, by key
@@ -130,6 +131,7 @@ type sequencer struct {
 	top       uint64                   // the engine said that it has the entries below
 	doubt     bool                     // the index missed an entry: nothing is decided before recover has replayed the log
 	tried     time.Time                // when recover last failed
+	asked     time.Time                // when the journal was last asked whether it can write
 
 	testDecided func() // called by decide in tests between deciding and the journal
 }
@@ -145,6 +147,7 @@ const (
 	// some ten fsyncs, and tiles that are written again by the next one.
 	feedPause    = 10 * time.Millisecond
 	recoverPause = 100 * time.Millisecond
+	journalPause = 500 * time.Millisecond
 )
 
 func newSequencer() *sequencer {
@@ -193,7 +196,7 @@ func (q *sequencer) run(ctx context.Context) {
 		}
 		in := q.in
 		full, broken := q.index.full()
-		if q.writing >= maxWriting || q.feeds >= maxFeed && closed == nil || q.doubt && !q.idle() || full && broken == nil {
+		if q.writing >= maxWriting || q.feeds+len(q.held) >= maxFeed && closed == nil || q.doubt && !q.idle() || full && broken == nil {
 			in = nil
 		}
 		select {
@@ -207,6 +210,11 @@ func (q *sequencer) run(ctx context.Context) {
 			q.apply(b)
 			q.again()
 		case <-tick.C: // to look again
+			if q.failing.Load() != nil && q.writing == 0 && time.Since(q.asked) > journalPause {
+				q.asked = time.Now()
+				q.writing++
+				q.decided <- batch{} // asks whether it can write
+			}
 		case first := <-in:
 			batch := q.gather(first)
 			if closed := q.closed(); closed != nil {
@@ -296,6 +304,11 @@ func (q *sequencer) shut() {
 func (q *sequencer) record() {
 	defer close(q.feeding)
 	for b := range q.decided {
+		if len(b.subs) == 0 {
+			b.err = q.journal.ready()
+			q.written <- b
+			continue
+		}
 		first, err := q.journal.append(b.subs)
 		if err != nil {
 			b.err = err
@@ -318,9 +331,12 @@ func (q *sequencer) record() {
 func (q *sequencer) take(b batch) {
 	q.writing--
 	if b.err == nil {
+		q.failing.Store(nil)
 		return
 	}
-	q.logger.Error("the journal cannot be written", "err", b.err)
+	if q.failing.Swap(&b.err) == nil {
+		q.logger.Error("the journal cannot be written; nothing is taken until it can be", "err", b.err)
+	}
 	q.feeds -= len(b.subs)
 	for _, s := range b.subs {
 		q.settle(s)
@@ -473,7 +489,13 @@ func (q *sequencer) settled(n uint64) bool {
 // decide decides what is held back, then batch, and hands the new entries to
 // the journal.
 func (q *sequencer) decide(batch []*submission) {
-	batch = append(q.held, batch...)
+	batch = append(slices.DeleteFunc(q.held, func(s *submission) bool {
+		gone := s.group.gone.Load()
+		if gone { // nobody waits any more: it is not held back for ever
+			s.resolve(0, false, ErrNotPublished)
+		}
+		return gone
+	}), batch...)
 	type outcome struct {
 		sub   *submission
 		index uint64

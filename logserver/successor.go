@@ -43,6 +43,11 @@ func Begin(ctx context.Context, dir string, old c2sp.Checkpoint, now time.Time) 
 	if err != nil {
 		return fmt.Errorf("%w: integrated size: %w", ErrStorage, withoutPath(err))
 	}
+	if n, err := InJournal(dir, id, size); err != nil {
+		return err
+	} else if n > 0 {
+		return fmt.Errorf("%d entries of this log have their index and are not in its tiles yet: it has begun without a predecessor leaf, and can take over from no log", n)
+	}
 	if size > 0 {
 		return begun(tree{ctx, directory(filepath.Join(dir, engineDir)), int64(size), nil}, old)
 	}

@@ -48,6 +48,9 @@ var mutants = []mutant{
 	{"journal and tiles are not compared", "logserver/log.go", "if !bytes.Equal(leaf, entries[uint64(index)-first].leaf) {", "if !bytes.Equal(leaf, entries[uint64(index)-first].leaf) && false {", "-run TestJournalAndTiles ./logserver"},
 	{"a journal that begins behind the tiles", "logserver/log.go", "if len(segments) > 0 && first > size {", "if len(segments) > 0 && first > size && false {", "-run TestJournalAndTiles ./logserver"},
 	{"what failed stays in the journal", "logserver/journal.go", "entries = entries[:s.first-first]", "s.first = first + uint64(len(entries))", "-run TestJournalFailed ./logserver"},
+	{"what a failed write left is not synced", "logserver/log.go", "if err := l.engine.sync(); err != nil {", "if err := error(nil); err != nil {", "-run TestTakeInSyncs ./logserver"},
+	{"a latched log ends", "logserver/freeze.go", "for !l.Status().Latched {", "for {", "-run TestLatchedLogEndsNot ./logserver"},
+	{"one frame, however long", "logserver/journal.go", "if len(j.buf)-from > frameMax {", "if len(j.buf)-from > frameMax && false {", "-run TestJournalFrames ./logserver"},
 	{"a journal's end is not looked behind", "logserver/journal.go", "if followed(rest) {", "if followed(rest) && false {", "-run TestJournalDamage ./logserver"},
 
 	// Who may submit.
