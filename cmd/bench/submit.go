@@ -7,8 +7,10 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -158,12 +160,39 @@ func portbookBulk(ctx context.Context, dir string, wait submit.Wait, entries []*
 		if err == nil && answered != len(entries) {
 			err = fmt.Errorf("%d of %d entries answered", answered, len(entries))
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return inTiles(ctx, dir, len(entries))
 	})
 }
 
-// submitBulk waits for receipts, which is what the yardstick's futures are: the
-// index of a durable entry, without a proof.
+// inTiles waits until the tiles of the log below dir have n entries: a receipt
+// is given when the journal has its entry, and the yardstick's future is not.
+func inTiles(ctx context.Context, dir string, n int) error {
+	states := must(filepath.Glob(filepath.Join(dir, "*", "log", ".state", "treeState")))
+	if len(states) != 1 {
+		return fmt.Errorf("%d logs below %s", len(states), dir)
+	}
+	for {
+		raw, err := os.ReadFile(states[0])
+		if err != nil {
+			return err
+		}
+		var tree struct{ Size int }
+		if err := json.Unmarshal(raw, &tree); err != nil || tree.Size >= n {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// submitBulk waits for receipts, and for the tiles, which is what the
+// yardstick's futures are: the index of an integrated entry, without a proof.
 func submitBulk(ctx context.Context, quick bool) (Row, error) {
 	return bulk(ctx, quick, submit.Sequenced)
 }
