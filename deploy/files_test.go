@@ -71,7 +71,7 @@ func read(t *testing.T, path string) string {
 // TestConfigKeys: each example configuration says in its first line what it is
 // for; its keys, also those behind "#", are flags of that command.
 func TestConfigKeys(t *testing.T) {
-	for _, name := range []string{"log", "witness", "monitor", "gateway", "proxy"} {
+	for _, name := range []string{"log", "witness", "auditor", "monitor", "gateway", "proxy"} {
 		text := read(t, "config/"+name+".yaml")
 		first, _, _ := strings.Cut(text, "\n")
 		words := strings.Fields(strings.TrimPrefix(first, "# "))
@@ -164,8 +164,8 @@ func TestDocsCommands(t *testing.T) {
 func units(t *testing.T) []string {
 	t.Helper()
 	list, err := filepath.Glob("systemd/*.service")
-	if err != nil || len(list) != 4 {
-		t.Fatalf("%d system units, want 4: %v", len(list), err)
+	if err != nil || len(list) != 5 {
+		t.Fatalf("%d system units, want 5: %v", len(list), err)
 	}
 	return append(list, "systemd/user/portbook-proxy.service")
 }
@@ -227,7 +227,7 @@ func TestUnitsVerify(t *testing.T) {
 	needs(t, "systemd-analyze")
 	dir := localUnits(t)
 	for _, path := range units(t) {
-		name := strings.Replace(filepath.Base(path), "@.", "@w1.", 1)
+		name := strings.Replace(filepath.Base(path), "@.", "@one.", 1)
 		args := []string{"--man=no", "verify", filepath.Join(dir, name)}
 		if strings.Contains(path, "/user/") {
 			args = append([]string{"--user"}, args...)
@@ -270,7 +270,7 @@ func TestUnitsHardened(t *testing.T) {
 // tmpfiles gives each its directory.
 func TestUsers(t *testing.T) {
 	made, dirs := read(t, "systemd/portbook.sysusers"), read(t, "systemd/portbook.tmpfiles")
-	for _, path := range units(t)[:4] {
+	for _, path := range units(t)[:5] {
 		m := regexp.MustCompile(`(?m)^User=(.*)$`).FindStringSubmatch(read(t, path))
 		if m == nil || !strings.Contains(made, "\nu "+m[1]+" ") {
 			t.Errorf("%s: its user %q is not in portbook.sysusers", path, m)

@@ -18,9 +18,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// maxCounted bounds how many origins the request counter names. A stranger can
-// name only logs that the witness knows; this is for a witness of very many.
-const maxCounted = 20_000
+// maxCounted bounds how many origins the request counter names, and maxNamed how
+// many have gauges of their own; the others are one log without a name. A
+// stranger can name only logs that the witness knows; this is for a witness of
+// very many.
+const (
+	maxCounted = 20_000
+	maxNamed   = 20_000
+)
 
 // maxLabel is the most bytes of an origin that stands in a series as it is.
 const maxLabel = 256
@@ -70,7 +75,7 @@ func newMetrics(s *Store, p *peers) *metrics {
 	held := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "portbook_witness_held_logs", Help: "Logs of which nothing is cosigned yet, because of what the peers show or do not.",
 	}, func() float64 { return float64(p.held()) })
-	m.registry.MustRegister(m.requests, m.signing, m.commit, m.together, heads{s}, held,
+	m.registry.MustRegister(m.requests, m.signing, m.commit, m.together, heads{s, maxNamed}, held,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -115,8 +120,13 @@ func (m *metrics) answers() []answered {
 	return out
 }
 
-// heads are the figures that stand in the database.
-type heads struct{ store *Store }
+// heads are the figures that stand in the database. The first logs by origin are
+// named; the rest is a log without a name: the sum of sizes and forks, the oldest
+// of times.
+type heads struct {
+	store *Store
+	named int
+}
 
 var (
 	sizeDesc  = prometheus.NewDesc("portbook_witness_cosigned_size", "Size of the checkpoint cosigned last.", []string{"log"}, nil)
@@ -142,6 +152,17 @@ func (h heads) Collect(ch chan<- prometheus.Metric) {
 		up = 0
 	}
 	ch <- prometheus.MustNewConstMetric(upDesc, prometheus.GaugeValue, up)
+	if len(list) > h.named {
+		var rest summary
+		for _, s := range list[h.named:] {
+			rest.Size += s.Size
+			rest.Forks += s.Forks
+			if rest.Time.IsZero() || !s.Time.IsZero() && s.Time.Before(rest.Time) {
+				rest.Time = s.Time
+			}
+		}
+		list = append(list[:h.named], rest)
+	}
 	for _, s := range list {
 		s.Origin = label(s.Origin)
 		if !s.Time.IsZero() {

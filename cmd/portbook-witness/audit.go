@@ -329,8 +329,19 @@ start with an older copy of its database than the mark remembers.`,
 	refresh := cmd.Flags().Duration("refresh", 5*time.Minute, "how old the cosignature of an unchanged log may become")
 	perClient := cmd.Flags().Int("per-client", 4, "most uploads of one address that are read at once; behind a web server everybody has its address, which should have limits of its own")
 	admin := cmd.Flags().String("admin", "", "private `ADDRESS` for Prometheus metrics (/metrics); default: none")
+	policyFile := cmd.Flags().String("policy", "", "`FILE` of a policy, such as the log's own: a checkpoint without its quorum is neither followed nor taken; default: the log's signature is enough")
 	cli.Config(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var policy *c2sp.Policy
+		if *policyFile != "" {
+			raw, err := os.ReadFile(*policyFile)
+			if err != nil {
+				return err
+			}
+			if policy, err = c2sp.ParsePolicy(raw); err != nil {
+				return cli.Usagef("--policy %s: %w", *policyFile, err)
+			}
+		}
 		if *perClient < 1 {
 			return cli.Usagef("--per-client: want at least 1")
 		}
@@ -346,9 +357,9 @@ start with an older copy of its database than the mark remembers.`,
 			return cli.Exit(cli.Refused, err)
 		}
 		journal := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-		a, err := auditor.New(cmd.Context(), auditor.Config{Dir: d, Logger: journal, Poll: *poll, Refresh: *refresh, PerClient: *perClient})
+		a, err := auditor.New(cmd.Context(), auditor.Config{Dir: d, Logger: journal, Poll: *poll, Refresh: *refresh, PerClient: *perClient, Policy: policy})
 		if err != nil {
-			return err
+			return cli.Exit(cli.Refused, err)
 		}
 		logs, err := d.Store.Logs(cmd.Context())
 		if err != nil {

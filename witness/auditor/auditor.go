@@ -5,12 +5,14 @@ package auditor
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +36,9 @@ type Config struct {
 	Refresh time.Duration
 	// PerClient is how many requests of one client address are read at once; 0: 4.
 	PerClient int
+	// Policy, if set, must have its quorum on a checkpoint before it becomes
+	// pending, by pull or push. It names each log, and can do without this auditor.
+	Policy *c2sp.Policy
 }
 
 // An Auditor mirrors, checks and cosigns logs. It is safe for concurrent use.
@@ -46,6 +51,7 @@ type Auditor struct {
 	log     *slog.Logger
 	poll    time.Duration
 	refresh time.Duration
+	policy  *c2sp.Policy // nil: the log's signature is enough
 	metrics *metrics
 	uploads chan struct{} // one for each add-entries request under way
 	clients *clients
@@ -74,6 +80,15 @@ type book struct {
 func New(ctx context.Context, c Config) (*Auditor, error) {
 	a := &Auditor{dir: c.Dir, signers: c.Dir.signers(), store: c.Dir.Store, index: c.Dir.index, now: c.Now, log: c.Logger, poll: c.Poll, refresh: c.Refresh,
 		books: map[string]*book{}, uploads: make(chan struct{}, maxUploads), clients: newClients(c.PerClient), testBeforeStep: c.Dir.testBeforeStep}
+	if a.policy = c.Policy; a.policy != nil && a.policy.Quorum != c2sp.QuorumNone {
+		others := map[string]bool{}
+		for _, w := range a.policy.Witnesses {
+			others[w.Name] = !slices.ContainsFunc(a.Keys(), func(k *c2sp.Key) bool { return bytes.Equal(k.Raw(), w.Key.Raw()) })
+		}
+		if !a.policy.Satisfied(others) {
+			return nil, fmt.Errorf("the quorum of the policy cannot be met without %s itself, which would wait for its own cosignature: use the log's publish policy", a.Keys()[0].Name())
+		}
+	}
 	if a.now == nil {
 		a.now = time.Now
 	}
@@ -246,6 +261,9 @@ func (a *Auditor) AddCheckpoint(ctx context.Context, body []byte) (origin string
 		if err != nil {
 			return cp.Origin, err
 		}
+		if err := a.accepts(body, cp); err != nil {
+			return cp.Origin, err
+		}
 		var was *pending
 		if len(s.pendings) > 0 {
 			was = &s.pendings[0]
@@ -257,6 +275,22 @@ func (a *Auditor) AddCheckpoint(ctx context.Context, body []byte) (origin string
 		return cp.Origin, err
 	}
 	return "", errors.New("overtaken by other requests too often")
+}
+
+// accepts returns a *PolicyError if the checkpoint of an add-checkpoint body has
+// not the quorum that is asked for.
+func (a *Auditor) accepts(body []byte, cp c2sp.Checkpoint) error {
+	if a.policy == nil {
+		return nil
+	}
+	req, err := c2sp.ParseAddCheckpoint(body)
+	if err != nil {
+		return err
+	}
+	if _, err := a.policy.Verify(req.Checkpoint); err != nil {
+		return &PolicyError{cp, err}
+	}
+	return nil
 }
 
 // keep keeps evidence of two histories.

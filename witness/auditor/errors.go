@@ -3,7 +3,11 @@ package auditor
 // One error for each outcome that c2sp.org/tlog-mirror knows beside those of
 // add-checkpoint (package witness). http.go turns them into status codes.
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/portbook/portbook/c2sp"
+)
 
 // A MalformedError means that an add-entries request ended, or stopped being in
 // the grammar, before its first package of entries was whole (400).
@@ -58,6 +62,18 @@ type FindingError struct{ Finding }
 func (e *FindingError) Error() string {
 	return fmt.Sprintf("not cosigned: %s at entry %d of log %.100q: %s", e.Kind, e.Index, e.Origin, e.Reason)
 }
+
+// A PolicyError means that a checkpoint, signed by the log, lacks the quorum of
+// witnesses that this auditor asks for (403).
+type PolicyError struct {
+	Checkpoint c2sp.Checkpoint
+	Err        error
+}
+
+func (e *PolicyError) Error() string {
+	return fmt.Sprintf("the checkpoint of %d entries of log %.100q is not audited: %v", e.Checkpoint.Size, e.Checkpoint.Origin, e.Err)
+}
+func (e *PolicyError) Unwrap() error { return e.Err }
 
 // A BusyError means that this auditor has enough to do (503, or 429 for one client).
 type BusyError struct {

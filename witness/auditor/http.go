@@ -285,10 +285,13 @@ func outcome(err error) (status int, detail string) {
 		fork       *witness.ForkError
 		clock      *witness.ClockError
 		busy       *BusyError
+		policy     *PolicyError
 	)
 	switch {
 	case err == nil:
 		return http.StatusOK, ""
+	case errors.As(err, &policy): // before what it wraps
+		return http.StatusForbidden, err.Error()
 	case errors.As(err, &malformed), errors.As(err, &badRequest), errors.As(err, &oldSize):
 		return http.StatusBadRequest, err.Error()
 	case errors.As(err, &unknown):

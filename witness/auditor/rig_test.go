@@ -54,6 +54,8 @@ type rig struct {
 	a     *Auditor
 	h     http.Handler
 
+	policy *c2sp.Policy
+
 	signed map[uint64][32]byte // size: root, of all that was ever cosigned
 }
 
@@ -90,7 +92,7 @@ func newRig(t testing.TB) *rig {
 
 func (r *rig) use(d *Dir) {
 	r.t.Helper()
-	a, err := New(context.Background(), Config{Dir: d, Now: r.clock.now, Poll: 10 * time.Millisecond})
+	a, err := New(context.Background(), Config{Dir: d, Now: r.clock.now, Poll: 10 * time.Millisecond, Policy: r.policy})
 	if err != nil {
 		r.t.Fatal(err)
 	}
