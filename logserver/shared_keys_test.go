@@ -121,7 +121,6 @@ func TestSharedRotation(t *testing.T) {
 	b.Close()
 	d := r.open(only)
 	r.must2(d, by, nth(4))
-	r.signer = old // whose origin the witnesses are asked for
 	watch()
 	for i, l := range []*Log{a, c, d} {
 		if l.Status().Latched {

@@ -237,6 +237,7 @@ func (r *sharedRig) watch() (check func()) {
 			seen[who] = append(list, raw)
 		}
 	}
+	path := "/" + c2sp.OriginHash(r.signer.Key().Name()) + "/checkpoint" // a test may change the signer
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
@@ -244,7 +245,7 @@ func (r *sharedRig) watch() (check func()) {
 			note("directory", raw)
 			note("database", []byte(strings.SplitN(r.published(), " ", 2)[1]))
 			for _, w := range r.witnesses {
-				res, err := http.Get(w.server.URL + "/" + c2sp.OriginHash(r.signer.Key().Name()) + "/checkpoint")
+				res, err := http.Get(w.server.URL + path)
 				if err != nil {
 					continue
 				}
