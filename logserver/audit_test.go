@@ -5,8 +5,10 @@ package logserver
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -351,6 +353,108 @@ func TestAuditFindsIndexDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.audited()
+		})
+	}
+}
+
+// TestAuditReadsTheJournal: what waits in it is noted, and damage to it, or an
+// entry that it has otherwise than the tiles, is found.
+func TestAuditReadsTheJournal(t *testing.T) {
+	t.Parallel()
+	origin := newRig(t, 1, 1)
+	dir, anchor := origin.receipts(2)
+	change := func(do func(raw []byte) []byte) func(*testing.T, *rig, string) {
+		return func(t *testing.T, _ *rig, segment string) {
+			if err := os.WriteFile(segment, do([]byte(readFile(t, segment))), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// at is where frame n of a segment begins.
+	at := func(raw []byte, n int) (at int) {
+		for range n {
+			at += frameHead + int(binary.LittleEndian.Uint32(raw[at:]))
+		}
+		return at
+	}
+	flip := func(n int) func(*testing.T, *rig, string) {
+		return change(func(raw []byte) []byte { raw[at(raw, n)+frameHead+40] ^= 1; return raw })
+	}
+	other := func(origin string, first uint64) func(*testing.T, *rig, string) {
+		return func(t *testing.T, r *rig, segment string) {
+			if err := os.Remove(segment); err != nil {
+				t.Fatal(err)
+			}
+			j, err := openJournal(filepath.Dir(segment), origin, nil, first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			j.f.Close() // as a crash leaves it
+		}
+	}
+	name := origin.signer.Key().Name()
+	for _, row := range []struct {
+		name       string
+		do         func(t *testing.T, r *rig, segment string)
+		find, note string
+	}{
+		{"as a crash left it", nil, "", "2 entries wait in the journal, from 1 on"},
+		{"its last frame torn", flip(3), "", "1 entries wait in the journal, from 1 on"},
+		{"a frame before the last damaged", flip(2), "damage journal journal/000000000001: what comes after its entry 0 is unreadable", ""},
+		{"its head damaged", change(func(raw []byte) []byte { raw[frameHead+1] ^= 1; return raw }), "damage journal journal/000000000001: its head is unreadable", ""},
+		{"a kind of frame that is none", change(func(raw []byte) []byte {
+			n := at(raw, 2)
+			size := int(binary.LittleEndian.Uint32(raw[n:]))
+			raw[n+frameHead] = 'X'
+			binary.LittleEndian.PutUint32(raw[n+4:], crc32.Checksum(raw[n+frameHead:n+frameHead+size], castagnoli))
+			return raw
+		}), "damage journal journal/000000000001: a frame is of no known kind", ""},
+		{"no entry in it", change(func(raw []byte) []byte {
+			return frame(raw[:at(raw, 2)], append(binary.AppendUvarint([]byte{entriesMark}, 1), 0, 2, '{', '}'))
+		}), "damage journal journal/000000000001: entry 1: ", ""},
+		{"another file", func(t *testing.T, _ *rig, segment string) {
+			if err := os.WriteFile(segment+"~", nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "damage journal journal/000000000001~: is no file of a journal", ""},
+		{"of another log", other("log.example/other", 1), "damage journal journal/000000000001: it is of the log \"log.example/other\"", ""},
+		{"tiles of before it", other(name, 3), "damage journal journal: it begins at entry 3, and the tiles have 1", ""},
+		{"another entry in the tiles", func(_ *testing.T, r *rig, _ string) { r.addBeneath(7, 1) }, "damage journal entry 1: it is another in the journal than in the tiles", ""},
+		{"the same entry in the tiles", func(t *testing.T, r *rig, _ string) {
+			if err := os.RemoveAll(filepath.Join(r.dir, journalDir)); err != nil {
+				t.Fatal(err)
+			}
+			r.addBeneath(7, 1)
+			tree := tree{ctx: t.Context(), src: directory(filepath.Join(r.dir, engineDir)), size: 2}
+			leaves, err := tree.leaves(1, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			j, err := openJournal(filepath.Join(r.dir, journalDir), name, nil, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := j.append([]*submission{{by: "k", leaf: leaves[0]}}); err != nil {
+				t.Fatal(err)
+			}
+			j.f.Close()
+		}, "", ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			mine := filepath.Join(t.TempDir(), "log")
+			copyDir(t, dir, mine)
+			r := origin.crashed(mine, anchor)
+			if row.do != nil {
+				row.do(t, r, filepath.Join(r.dir, journalDir, "000000000001"))
+			}
+			report := r.audit()
+			got := findings(report)
+			if row.find == "" && got != "" || !strings.HasPrefix(got, row.find) || strings.Contains(got, "\n") {
+				t.Errorf("found %q, want %q", got, row.find)
+			}
+			if notes := strings.Join(report.Notes, "\n"); !strings.Contains(notes, row.note) || row.note == "" && strings.Contains(notes, "wait in the journal") {
+				t.Errorf("notes %q, want %q", notes, row.note)
+			}
 		})
 	}
 }

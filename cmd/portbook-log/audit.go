@@ -33,8 +33,8 @@ checkpoint, and that no file name got other bytes against the registry's logged
 policy. It shares no code with the server.
 
   --dir          a log's own directory, also while it is served; its anchor, its
-                 engine's state, its uniqueness index and what lies about are
-                 checked too
+                 engine's state, its journal, its uniqueness index and what
+                 lies about are checked too
   --url          a log as everybody reads it
   --from-mirror  a copy of what a log serves
 

@@ -192,6 +192,9 @@ func (a *audit) run(ctx context.Context) error {
 		u.at = a.cfg.Index.Size
 	}
 	w.take = u.take
+	if a.home != nil {
+		w.take = a.home.journal.held(u.take, a.out)
+	}
 	if err := w.run(ctx); err != nil {
 		return err
 	}

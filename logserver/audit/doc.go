@@ -11,6 +11,7 @@
 //	history, witnesses, files ─▶ checkpoints seen ─┐
 //	published checkpoint ──────────────────────────┤ sizes and roots to meet
 //	anchor, engine's state (directories only) ─────┘          │
+//	journal (directories only) ─▶ its entries, held against bundle i's
 //	bundle i ─▶ frame ─▶ parse ─▶ hash ─┐                     ▼
 //	tile 0/i ──────────────────────────┴▶ agree ─▶ tiles above ─▶ root at each size
 //	entries ─▶ one record for each slot or id ─▶ 256 buckets by key (spilled to
@@ -21,6 +22,6 @@
 // what was signed. Leftover: bytes that nothing needs and that harm nobody.
 //
 // Memory is bounded: some 2 MB for each worker, 4 bytes for each entry (which
-// registry it speaks for), the records of one bucket, and at most
+// registry it speaks for), one segment of the journal, the records of one bucket, and at most
 // Config.MaxMemory of records that are not yet on disk.
 package audit

@@ -8,6 +8,7 @@ package audit
 //	log/                tiles and bundles, written by the storage engine (Tessera)
 //	log/.state/         its own state: treeState is the size and root it has integrated
 //	log/checkpoint      the engine's own, under a key that nobody knows; not ours
+//	journal/            entries that may not be in the tiles yet (journal.go)
 //	the anchor          elsewhere: the last tree that was signed
 
 import (
@@ -35,6 +36,8 @@ type home struct {
 	dir      string
 	identity identity
 	memories []memory // sizes and roots that the log remembers
+	journal  *journal // nil: not readable, which was told
+	sized    bool     // the engine's state was read
 }
 
 type identity struct {
@@ -103,11 +106,13 @@ func (h *home) read(ctx context.Context, path string, most int) ([]byte, error) 
 // what is integrated, if that can be believed, else what is published.
 func (h *home) covers(ctx context.Context, published Checkpoint, out *findings) int64 {
 	size := published.Size
+	h.journal = readJournal(h.dir, h.identity.Origin, out)
 	state, err := h.engineState(ctx)
 	if err != nil {
 		h.trouble(out, "engine-state", "log/.state/treeState", err)
 	} else {
 		h.memories = append(h.memories, state)
+		h.sized = true
 	}
 	if h.identity.Anchor != "" {
 		anchor, err := readAnchor(h.identity.Anchor, h.identity.Origin)
@@ -201,6 +206,7 @@ func readAnchor(path, origin string) (memory, error) {
 
 // judge compares what the log remembers with its tree.
 func (h *home) judge(trees []*target, published Checkpoint, w *walk, out *findings) {
+	h.journal.judge(w.size, h.sized, out)
 	for i, t := range trees {
 		m := h.memories[i]
 		switch {
