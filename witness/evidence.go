@@ -151,6 +151,9 @@ func (s *Store) keepFork(ctx context.Context, f *Fork) (kept bool, err error) {
 	if room, err := roomFor(ctx, s.read, f); err != nil || !room {
 		return false, err
 	}
+	if err := s.allCovered(ctx); err != nil { // f.Ours has our cosignatures
+		return false, err
+	}
 	var hashes []byte
 	oursSize := sql.NullInt64{Int64: int64(f.OursSize), Valid: f.OursSize < f.Size}
 	for _, h := range f.Hashes {

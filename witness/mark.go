@@ -9,8 +9,12 @@ package witness
 // Each instance of a witness on PostgreSQL has one; it also names the instance and
 // the database server written to last (postgres.go).
 //
-// Order: database, mark, signature. A crash between the first two leaves the
-// database ahead, which is harmless.
+// Order: database, mark, and only then whatever shows a signature, be it the answer,
+// the read API or the one who asks again. A crash or a failure between the first two
+// leaves the database ahead by one write, whose signatures nobody has seen: an old
+// copy cannot sign otherwise what is known, and a healthy witness is not refused, as
+// it would be if the mark came first. Ahead it must not stay: the next start, reader
+// or write raises the mark before it goes on, and fails where that fails.
 //
 // Who can change the mark can stop the witness, or, together with an old copy
 // of the database, make it sign backwards.
@@ -28,6 +32,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -43,12 +48,18 @@ var (
 	ErrOldState = errors.New("the witness database is an old copy")
 	// ErrNoMark means that there is no mark where one must be.
 	ErrNoMark = errors.New("no high-water mark")
+	// ErrMarkFails means that the mark cannot be written. Until it can, nothing is
+	// signed, and nothing shown that was signed above it.
+	ErrMarkFails = errors.New("the high-water mark cannot be written")
 )
 
 // A mark is an open high-water mark file. Its owner is one store.
 type mark struct {
 	file *os.File
 	id   string // of the witness, see markID
+
+	reached atomic.Uint64 // said.n, for readers: they do not wait for a write
+	fails   atomic.Bool   // the last write failed
 
 	mu   sync.Mutex
 	said record // guarded by mu
@@ -118,14 +129,18 @@ func (s *Store) CreateMark(ctx context.Context, path string) error {
 	return nil
 }
 
-// UseMark takes the mark at path for this store: no signature leaves before the
-// mark is raised. It refuses a database that is older than the mark
+// UseMark takes the mark at path for this store, and raises it to what the database
+// counts: no signature leaves before the mark is raised. It refuses a database that is older than the mark
 // ([ErrOldState]), and a mark that is missing, damaged, in use, or another
 // witness's ([ErrNoMark]).
 func (s *Store) UseMark(ctx context.Context, path string) error {
 	m, err := openMark(path, s.markID())
 	if err != nil {
 		return err
+	}
+	// What it said may be in the system's cache alone, after a failed fsync.
+	if err := m.write(m.said); err != nil {
+		return errors.Join(err, m.close())
 	}
 	if s.postgres {
 		return s.usePostgresMark(ctx, path, m)
@@ -135,11 +150,51 @@ func (s *Store) UseMark(ctx context.Context, path string) error {
 		err = fmt.Errorf("%w: it has been written %d times, and the mark %s remembers %d: put the newest database back; "+
 			"if it is lost, this witness has ended: begin a new one, with a new name, in a new directory", ErrOldState, n, path, m.said.n)
 	}
+	if err == nil {
+		err = m.raise(n, "")
+	}
 	if err != nil {
 		return errors.Join(err, m.close())
 	}
 	s.mark = m
 	return nil
+}
+
+// covered returns nil once the mark says at least n, the count that was read
+// together with what is to be shown. It says so already, but for what was written
+// a moment ago, by another instance, or before the mark failed.
+func (s *Store) covered(ctx context.Context, n uint64) error {
+	if s.mark == nil || n <= s.mark.reached.Load() {
+		return nil
+	}
+	if !s.postgres {
+		return s.mark.raise(n, "")
+	}
+	if err := s.look(ctx); err != nil {
+		return err
+	}
+	if have := s.mark.reached.Load(); have < n {
+		return fmt.Errorf("%w: %s counted %d writes a moment ago, and now %d", ErrOldState, s.path, n, have)
+	}
+	return nil
+}
+
+// allCovered is covered for all that has been written.
+func (s *Store) allCovered(ctx context.Context) error {
+	n, err := s.Generation(ctx)
+	if err != nil {
+		return err
+	}
+	return s.covered(ctx, n)
+}
+
+// mayCount returns nil if SQLite may count n writes: the mark says n-1 by now, so
+// that the database is never more than one ahead.
+func (s *Store) mayCount(n uint64) error {
+	if said, _ := s.mark.says(); s.mark != nil && n <= said {
+		return fmt.Errorf("%w: it counts %d writes, and the mark %d: it was put back while the witness ran", ErrOldState, n-1, said)
+	}
+	return s.mark.raise(n-1, "")
 }
 
 // MarkIsBeside reports whether a mark is on the database's own file system,
@@ -194,6 +249,7 @@ func (m *mark) load() error {
 	if !found {
 		return errors.New("is damaged, or no mark")
 	}
+	m.reached.Store(m.said.n)
 	return nil
 }
 
@@ -243,13 +299,24 @@ func (m *mark) raise(n uint64, server string) error {
 // write puts r where the older of the two records stands.
 func (m *mark) write(r record) error {
 	slot := 1 - m.slot
-	if _, err := m.file.WriteAt(markRecord(r), int64(slot)*markSlot); err != nil {
-		return fmt.Errorf("writing the mark: %w", err)
-	}
-	if err := m.file.Sync(); err != nil {
-		return fmt.Errorf("writing the mark: %w", err)
+	if err := m.put(r, slot); err != nil {
+		m.fails.Store(true)
+		return fmt.Errorf("%w (%w): nothing is signed or shown until it can be; see that the disk of %s is there, writable and not full, and restart if it was mounted anew",
+			ErrMarkFails, err, m.file.Name())
 	}
 	m.said, m.slot = r, slot
+	m.reached.Store(r.n)
+	m.fails.Store(false)
+	return nil
+}
+
+func (m *mark) put(r record, slot int) error {
+	if _, err := m.file.WriteAt(markRecord(r), int64(slot)*markSlot); err != nil {
+		return err
+	}
+	if err := m.file.Sync(); err != nil {
+		return err
+	}
 	return nil
 }
 

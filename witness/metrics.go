@@ -132,7 +132,7 @@ var (
 	sizeDesc  = prometheus.NewDesc("portbook_witness_cosigned_size", "Size of the checkpoint cosigned last.", []string{"log"}, nil)
 	timeDesc  = prometheus.NewDesc("portbook_witness_cosigned_timestamp_seconds", "When it was cosigned.", []string{"log"}, nil)
 	forksDesc = prometheus.NewDesc("portbook_witness_forks", "Pieces of evidence kept that the log signed two histories.", []string{"log"}, nil)
-	upDesc    = prometheus.NewDesc("portbook_witness_database_up", "1 if the database answers.", nil, nil)
+	upDesc    = prometheus.NewDesc("portbook_witness_database_up", "1 if the database answers, and its mark can be written.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.

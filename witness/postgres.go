@@ -279,6 +279,11 @@ func (s *Store) tryShared(ctx context.Context, batch []*advance) ([]error, error
 	if len(origins) == 0 {
 		return results, nil
 	}
+	if s.mark.fails.Load() { // not one more write that it does not know
+		if err := s.look(ctx); err != nil {
+			return nil, err
+		}
+	}
 	n, server := s.mark.says()
 	rows, err := s.write.QueryContext(ctx, writeSQL, int64(n), server, s.mark.instance(), origins, sizes, roots, times, notes, oldSizes, oldRoots, oldTimes)
 	if err != nil {

@@ -52,8 +52,14 @@ func (e *RetiredError) Error() string {
 // that stays as it is and is returned. It needs no key: a lost one can be
 // retired too. The mark is raised, so that an older copy is still noticed.
 func (s *Store) Retire(ctx context.Context, reason string, now time.Time) (*Retirement, error) {
-	if r, err := s.Retirement(ctx); r != nil || err != nil {
-		return r, err
+	switch r, err := s.Retirement(ctx); {
+	case err != nil:
+		return nil, err
+	case r != nil:
+		if err := s.allCovered(ctx); err != nil {
+			return nil, err
+		}
+		return r, nil
 	}
 	if reason == "" || len(reason) > 500 || !utf8.ValidString(reason) || strings.ContainsFunc(reason, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return nil, errors.New("the reason has to be one line of at most 500 bytes, in characters that can be printed")
@@ -71,6 +77,11 @@ func (s *Store) Retire(ctx context.Context, reason string, now time.Time) (*Reti
 	var at, generation int64
 	if err := tx.QueryRowContext(ctx, "UPDATE generation SET n = n + 1 RETURNING n").Scan(&generation); err != nil { // first: see migrations/postgres
 		return nil, fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	if !s.postgres {
+		if err := s.mayCount(uint64(generation)); err != nil {
+			return nil, err
+		}
 	}
 	// Not before what it has signed, should its clock have been wrong.
 	if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(time), 0) FROM head").Scan(&at); err != nil {
@@ -117,6 +128,9 @@ func (s *Store) WriteStatement(ctx context.Context, to io.Writer) error {
 	if r == nil {
 		return errors.New("this witness has not retired")
 	}
+	if err := s.allCovered(ctx); err != nil { // no head moves any more
+		return err
+	}
 	keys := s.publicKeys()
 	rows, err := s.read.QueryContext(ctx, "SELECT l.origin, h.note FROM log l LEFT JOIN head h ON h.origin = l.origin ORDER BY l.origin")
 	if err != nil {
@@ -158,7 +172,11 @@ func (s *Store) publicKeys() []*c2sp.Key {
 }
 
 func (w *Witness) serveStatement(rw http.ResponseWriter, r *http.Request) {
-	switch retired, err := w.store.Retirement(r.Context()); {
+	retired, err := w.store.Retirement(r.Context())
+	if err == nil && retired != nil {
+		err = w.store.allCovered(r.Context()) // before the first byte
+	}
+	switch {
 	case err != nil:
 		w.log.Error("reading the retirement failed", "error", err)
 		problem(rw, http.StatusInternalServerError, "the witness failed; its operator's journal has the cause")

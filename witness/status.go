@@ -6,6 +6,7 @@ package witness
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -34,17 +35,18 @@ type summary struct {
 
 // summary lists all logs, by origin.
 func (s *Store) summary(ctx context.Context) ([]summary, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT l.origin, l.origin_hash, coalesce(h.size, 0), coalesce(h.time, 0), (SELECT count(*) FROM fork f WHERE f.origin = l.origin)
+	rows, err := s.read.QueryContext(ctx, `SELECT l.origin, l.origin_hash, coalesce(h.size, 0), coalesce(h.time, 0), (SELECT count(*) FROM fork f WHERE f.origin = l.origin), (SELECT n FROM generation)
 		FROM log l LEFT JOIN head h ON h.origin = l.origin ORDER BY l.origin`)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.path, err)
 	}
 	defer rows.Close()
 	var out []summary
+	var written uint64
 	for rows.Next() {
 		var one summary
 		var size, at int64
-		if err := rows.Scan(&one.Origin, &one.OriginHash, &size, &at, &one.Forks); err != nil {
+		if err := rows.Scan(&one.Origin, &one.OriginHash, &size, &at, &one.Forks, &written); err != nil {
 			return nil, fmt.Errorf("reading %s: %w", s.path, err)
 		}
 		one.Size = uint64(size)
@@ -53,7 +55,13 @@ func (s *Store) summary(ctx context.Context) ([]summary, error) {
 		}
 		out = append(out, one)
 	}
-	return out, rows.Err()
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	if err := s.covered(ctx, written); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // shownLogs is how many logs the page lists; the rest is counted.

@@ -109,6 +109,8 @@ type Log struct {
 	Origin string
 	Keys   []*c2sp.Key // signatures by these count, in the order they were added
 	Head   *Head       // nil: nothing cosigned yet
+
+	written uint64 // the count of writes when this was read
 }
 
 // A Fork is two notes that the log signed and that contradict each other: of one
@@ -339,13 +341,13 @@ func (s *Store) load(ctx context.Context) error {
 		db   *sql.DB
 		text string
 	}{
-		{&s.lookup, s.read, `SELECT k.vkey, h.size, h.root, h.time, h.note FROM log_key k
+		{&s.lookup, s.read, `SELECT k.vkey, h.size, h.root, h.time, h.note, (SELECT n FROM generation) FROM log_key k
 			LEFT JOIN head h ON h.origin = k.origin WHERE k.origin = $1 ORDER BY k.rowid`},
 		{&s.insert, s.write, `INSERT INTO head (origin, size, root, time, note) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`},
 		{&s.replace, s.write, `UPDATE head SET size = $1, root = $2, time = $3, note = $4
 			WHERE origin = $5 AND size = $6 AND root = $7 AND time = $8`},
 		{&s.count, s.write, `UPDATE generation SET n = n + 1 RETURNING n`},
-		{&s.serve, s.read, `SELECT h.note FROM log l JOIN head h ON h.origin = l.origin WHERE l.origin_hash = $1`},
+		{&s.serve, s.read, `SELECT h.note, (SELECT n FROM generation) FROM log l JOIN head h ON h.origin = l.origin WHERE l.origin_hash = $1`},
 	} {
 		if *p.stmt, err = p.db.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("reading %s: %w", s.path, err)
@@ -465,8 +467,21 @@ func (s *Store) AddLog(ctx context.Context, origin string, keys []*c2sp.Key) (ad
 }
 
 // Log returns what is known about the log with this origin, or an
-// [*UnknownLogError].
+// [*UnknownLogError]. Its head may be shown: the mark knows it.
 func (s *Store) Log(ctx context.Context, origin string) (*Log, error) {
+	l, err := s.log(ctx, origin)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.covered(ctx, l.written); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// log is Log without the wait for the mark: its head is not to be shown, unless
+// covered says so.
+func (s *Store) log(ctx context.Context, origin string) (*Log, error) {
 	rows, err := s.lookup.QueryContext(ctx, origin)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.path, err)
@@ -477,7 +492,7 @@ func (s *Store) Log(ctx context.Context, origin string) (*Log, error) {
 		var vkey string
 		var size, at sql.NullInt64
 		var root, note []byte
-		if err := rows.Scan(&vkey, &size, &root, &at, &note); err != nil {
+		if err := rows.Scan(&vkey, &size, &root, &at, &note, &l.written); err != nil {
 			return nil, fmt.Errorf("reading %s: %w", s.path, err)
 		}
 		k, err := s.key(vkey)
@@ -643,8 +658,8 @@ func (s *Store) writeTogether(batch []*advance) (results []error, err error) {
 	if err := tx.Stmt(s.count).QueryRow().Scan(&generation); err != nil {
 		return nil, err
 	}
-	if n, _ := s.mark.says(); uint64(generation) <= n {
-		return nil, fmt.Errorf("%w: it counts %d writes, and the mark %d: it was put back while the witness ran", ErrOldState, generation-1, n)
+	if err := s.mayCount(uint64(generation)); err != nil {
+		return nil, err
 	}
 	if err := tx.Commit(); err != nil {
 		return nil, err
@@ -682,27 +697,27 @@ func (s *Store) checkpoint(ctx context.Context, originHash string) ([]byte, erro
 		return nil, nil // and no text that a database may take offence at
 	}
 	var note []byte
-	err := s.serve.QueryRowContext(ctx, originHash).Scan(&note)
+	var written uint64
+	err := s.serve.QueryRowContext(ctx, originHash).Scan(&note, &written)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.path, err)
 	}
+	if err := s.covered(ctx, written); err != nil {
+		return nil, err
+	}
 	return note, nil
 }
 
 // Ping reports whether the database answers, and is the one that this program may
-// write to.
+// write to, and whether the mark keeps up with it ([ErrMarkFails]).
 func (s *Store) Ping(ctx context.Context) error {
 	if s.postgres && s.mark != nil {
 		return s.ready(ctx)
 	}
-	var n int
-	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM witness_key").Scan(&n); err != nil {
-		return fmt.Errorf("reading %s: %w", s.path, err)
-	}
-	return nil
+	return s.allCovered(ctx)
 }
 
 func syncDir(dir string) error {

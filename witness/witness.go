@@ -195,7 +195,7 @@ func (w *Witness) addCheckpoint(ctx context.Context, body []byte) (origin string
 
 // attempt judges req against the state as it is, once.
 func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
-	known, err := w.store.Log(ctx, req.cp.Origin)
+	known, err := w.store.log(ctx, req.cp.Origin)
 	if err != nil {
 		return nil, err
 	}
@@ -212,6 +212,9 @@ func (w *Witness) attempt(ctx context.Context, req *request) ([]byte, error) {
 		return nil, err
 	}
 	if lines := w.again(req, known.Head, logSigs, at); lines != nil {
+		if err := w.store.covered(ctx, known.written); err != nil {
+			return nil, err
+		}
 		return lines, nil
 	}
 	if !w.logs.allow(req.cp.Origin) {

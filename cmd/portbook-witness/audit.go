@@ -6,6 +6,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -395,7 +396,7 @@ func auditHandler(a *auditor.Auditor) http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 		defer cancel()
 		if err := a.Ping(ctx); err != nil {
-			http.Error(rw, "the databases do not answer", http.StatusServiceUnavailable)
+			http.Error(rw, cmp.Or(markTrouble(err), "the databases do not answer"), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(rw, "ok")

@@ -3,6 +3,7 @@ package main
 // serve: the HTTP side.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -164,13 +165,21 @@ func useMark(ctx context.Context, s *witness.Store, path string, beside bool) er
 	return err
 }
 
+// markTrouble is what /healthz says of a mark that cannot be written; empty: it can.
+func markTrouble(err error) string {
+	if errors.Is(err, witness.ErrMarkFails) {
+		return witness.ErrMarkFails.Error() // where it is, is the journal's
+	}
+	return ""
+}
+
 // handler is the witness with /healthz beside it.
 func handler(w *witness.Witness, s *witness.Store) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", w.Handler())
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, r *http.Request) {
 		if err := s.Ping(r.Context()); err != nil {
-			http.Error(rw, "the database does not answer", http.StatusServiceUnavailable)
+			http.Error(rw, cmp.Or(markTrouble(err), "the database does not answer"), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(rw, "ok")

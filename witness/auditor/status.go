@@ -177,7 +177,7 @@ var (
 	troubleDesc = prometheus.NewDesc("portbook_auditor_trouble", "1 if the log is not followed to its newest checkpoint.", []string{"log"}, nil)
 	foundDesc   = prometheus.NewDesc("portbook_auditor_findings", "Findings about the log; forks are counted too.", []string{"log"}, nil)
 	stoppedDesc = prometheus.NewDesc("portbook_auditor_stopped", "1 if the log broke a rule, so that nothing more of it is cosigned.", []string{"log"}, nil)
-	upDesc      = prometheus.NewDesc("portbook_auditor_database_up", "1 if the databases answer.", nil, nil)
+	upDesc      = prometheus.NewDesc("portbook_auditor_database_up", "1 if the databases answer, and their mark can be written.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
