@@ -168,7 +168,7 @@ func useMark(ctx context.Context, s *witness.Store, path string, beside bool) er
 // markTrouble is what /healthz says of a mark that cannot be written; empty: it can.
 func markTrouble(err error) string {
 	if errors.Is(err, witness.ErrMarkFails) {
-		return witness.ErrMarkFails.Error() // where it is, is the journal's
+		return witness.ErrMarkFails.Error() // where it is, is for its operator
 	}
 	return ""
 }

@@ -40,6 +40,7 @@ var rules = []rule{
 	{"internal/cli", nil, nil, "the programs' edge"},
 	{"internal/mutants", nil, nil, "it reads files and runs go test"},
 	{"internal/powercut", nil, nil, "file systems for tests"},
+	{"internal/fullfile", nil, nil, "a full disk for tests"},
 	{"internal/rules", nil, nil, "tests only"},
 	{"internal/evillog", []string{"entry", "c2sp", "witness"}, nil, "a log that lies, on the real formats; its tests bring the readers"},
 	{"internal/telemetry", nil, nil, "it sets a provider; who is traced knows nothing of it"},
@@ -64,6 +65,7 @@ var onlyFor = []struct {
 	{"logserver/trillian/trilliantest", []string{"cmd/bench", "logserver/trillian/trilliantest"}, "it starts databases: for tests and benchmarks"},
 	{"logserver/enginetest", []string{"logserver/enginetest"}, "it is for tests"},
 	{"internal/powercut", nil, "it mounts file systems: tests only"},
+	{"internal/fullfile", nil, "it makes writes fail: tests only"},
 	{"internal/world", []string{"cmd/demo", "cmd/bench", "internal/world"}, "it is for tests, the demo and the benchmarks"},
 }
 
