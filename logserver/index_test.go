@@ -281,7 +281,14 @@ func TestIndexDamage(t *testing.T) {
 // entries as well, as keys that collide do.
 func TestIndexHintsDecideNothing(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	for round := range 20 {
+	rounds := 6
+	switch {
+	case *long:
+		rounds = 40
+	case testing.Short():
+		rounds = 1
+	}
+	for round := range rounds {
 		x := smallIndex(t, t.TempDir(), 5)
 		model := mapRows{map[[32]byte]*slotRow{}, map[[2]string]string{}, map[[32]byte]bool{}, map[[2]string]bool{}}
 		var leaves [][]byte

@@ -31,6 +31,9 @@ import (
 // tiles in a directory and in a bucket, and back, and lets a shared log end, with
 // the real program.
 func TestTrillianScripts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it starts a database, Trillian and servers of this program")
+	}
 	db, err := trilliantest.StartPostgreSQL(t.Context(), nil)
 	if trilliantest.Skippable(err) {
 		t.Skip(err)

@@ -573,6 +573,9 @@ func TestLeftoverTile(t *testing.T) {
 
 // TestDurabilityChecks: databases that may lose what they confirm.
 func TestDurabilityChecks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it is about how databases are set, and starts some")
+	}
 	t.Parallel() // on neighbours of its own
 	pg := need(t, func() (*trilliantest.PostgreSQL, error) { return trilliantest.StartPostgreSQL(t.Context(), nil) })
 	t.Cleanup(pg.Close)

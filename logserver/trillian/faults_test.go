@@ -35,6 +35,9 @@ func awaitHead(t *testing.T, d *trillian.Driver, size uint64) {
 // queued is logged once, under one index, in the tiles that were written, and
 // each time the integration goes on within ten seconds.
 func TestKills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it starts databases and Trillian, and kills them; TestOutage is run")
+	}
 	t.Parallel() // on neighbours of its own
 	for name, start := range map[string]func() (trilliantest.Database, error){
 		"PostgreSQL": func() (trilliantest.Database, error) { return trilliantest.StartPostgreSQL(context.Background(), nil) },
@@ -161,6 +164,9 @@ func retry(t *testing.T, limit time.Duration, do func() error) error {
 // entries survive even so: Trillian's signer drops temporary tables as it
 // commits, and PostgreSQL flushes such a commit whatever the setting.
 func TestSynchronousCommitOff(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it is about what a database loses")
+	}
 	t.Parallel() // on neighbours of its own
 	db, tr := own(t, map[string]string{"synchronous_commit": "off", "wal_writer_delay": "10000ms", "wal_writer_flush_after": "1GB", "wal_buffers": "16MB"})
 	conn, err := pgx.Connect(t.Context(), db.URI())
@@ -215,6 +221,9 @@ func TestSynchronousCommitOff(t *testing.T) {
 // TestPromotedStandby: a standby that lagged is promoted. What it lacks and was
 // integrated is missed, whether the tree is now smaller or has other entries.
 func TestPromotedStandby(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it is about what databases lose, and starts four")
+	}
 	t.Parallel() // on neighbours of its own
 	for _, grown := range []bool{false, true} {
 		t.Run(fmt.Sprintf("grown=%v", grown), func(t *testing.T) {
