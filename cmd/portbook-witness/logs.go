@@ -83,6 +83,9 @@ taken away, whatever a list says; where it says otherwise, that is reported.`,
 		if sources != 1 {
 			return cli.Usagef("want one verifier key or invitation, or --file, or --list")
 		}
+		if *another && len(args) == 0 {
+			return cli.Usagef("--another-key goes with one log, on the command line: a list adds no key to a log that is known")
+		}
 		if err := checkURL(*at); err != nil {
 			return cli.Usage(err)
 		}
@@ -110,6 +113,7 @@ taken away, whatever a list says; where it says otherwise, that is reported.`,
 		for _, n := range notes {
 			fmt.Fprintln(a.out, "Left out, "+shown(n))
 		}
+		a.broken = len(notes)
 		if err := a.consider(cmd.Context(), candidates); err != nil {
 			return err
 		}
@@ -206,7 +210,8 @@ func readCandidate(line string) (candidate, error) {
 	return candidate{origin: k.Name(), keys: []*c2sp.Key{k}}, nil
 }
 
-// readList reads a log list from a file, or over https.
+// readList reads a log list from a file, or over https, in 30 s. A redirect is not
+// followed: the list is what the URL that was given says.
 func readList(ctx context.Context, from string) ([]byte, error) {
 	if !strings.Contains(from, "://") {
 		return os.ReadFile(from)
@@ -221,7 +226,8 @@ func readList(ctx context.Context, from string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := http.DefaultClient.Do(req)
+	web := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	res, err := web.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -245,6 +251,7 @@ type adding struct {
 	fresh         []candidate
 	known         int
 	contradicts   int
+	broken        int // lines of a list that were left out
 }
 
 func (a *adding) consider(ctx context.Context, candidates []candidate) error {
@@ -254,6 +261,10 @@ func (a *adding) consider(ctx context.Context, candidates []candidate) error {
 		switch {
 		case errors.As(err, &unknown):
 			known = &witness.Log{}
+			// A list speaks for nobody: what it says twice it must say alike.
+			if i := slices.IndexFunc(a.fresh, func(f candidate) bool { return f.origin == c.origin }); i >= 0 {
+				known.Keys = a.fresh[i].keys
+			}
 		case err != nil:
 			return err
 		}
@@ -313,6 +324,9 @@ func (a *adding) showInvite(i *c2sp.Invite) {
 func (a *adding) end() error {
 	if a.many {
 		fmt.Fprintf(a.out, "%d added, %d known already, %d not added since they are known with another key.\n", len(a.fresh), a.known, a.contradicts)
+	}
+	if a.many && a.broken > 0 && len(a.fresh)+a.known+a.contradicts == 0 {
+		return cli.Exit(cli.Refused, fmt.Errorf("no line of the list could be read (%d were left out): nothing was added", a.broken))
 	}
 	if a.contradicts > 0 {
 		return cli.Exit(cli.Refused, errors.New("keys of logs that are known were not changed: ask those logs' operators, then add each with --another-key"))
