@@ -53,7 +53,7 @@ type Auditor struct {
 	refresh time.Duration
 	policy  *c2sp.Policy // nil: the log's signature is enough
 	metrics *metrics
-	uploads chan struct{} // one for each add-entries request under way
+	room    *room // of the add-entries requests under way
 	clients *clients
 
 	mu    sync.Mutex
@@ -79,7 +79,7 @@ type book struct {
 // against what was cosigned.
 func New(ctx context.Context, c Config) (*Auditor, error) {
 	a := &Auditor{dir: c.Dir, signers: c.Dir.signers(), store: c.Dir.Store, index: c.Dir.index, now: c.Now, log: c.Logger, poll: c.Poll, refresh: c.Refresh,
-		books: map[string]*book{}, uploads: make(chan struct{}, maxUploads), clients: newClients(c.PerClient), testBeforeStep: c.Dir.testBeforeStep}
+		books: map[string]*book{}, room: new(room), clients: newClients(c.PerClient), testBeforeStep: c.Dir.testBeforeStep}
 	if a.policy = c.Policy; a.policy != nil && a.policy.Quorum != c2sp.QuorumNone {
 		others := map[string]bool{}
 		for _, w := range a.policy.Witnesses {
@@ -311,12 +311,12 @@ type pack struct {
 }
 
 // add authenticates a package against the pending checkpoint cp and stores what
-// of it is new. The error is a *PackageError where it is not part of it.
-func (a *Auditor) add(ctx context.Context, b *book, cp c2sp.Checkpoint, p pack) error {
+// of it is new, if anything is. The error is a *PackageError where it is not part of it.
+func (a *Auditor) add(ctx context.Context, b *book, cp c2sp.Checkpoint, p pack) (stored bool, err error) {
 	first := p.start / c2sp.TileWidth * c2sp.TileWidth
 	before, err := b.mirror.leaves(first, p.start)
 	if err != nil {
-		return err
+		return false, err
 	}
 	leaves := append(before[:len(before):len(before)], p.leaves...)
 	hashes := make([]hash, len(leaves))
@@ -325,29 +325,29 @@ func (a *Auditor) add(ctx context.Context, b *book, cp c2sp.Checkpoint, p pack) 
 	}
 	sub := c2sp.Subtree{Start: first, End: p.end, Hash: rootOf(hashes)}
 	if err := c2sp.VerifySubtree(sub, cp.Size, p.proof, cp.Root); err != nil {
-		return &PackageError{p.start, p.end, err.Error()}
+		return false, &PackageError{p.start, p.end, err.Error()}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	row, err := a.index.log(ctx, b.origin)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if p.end <= row.next {
-		return nil // another upload was first, with the same entries: both are proven
+		return false, nil // another upload was first, with the same entries: both are proven
 	}
 	if row.next < p.start {
-		return fmt.Errorf("log %q: entries before %d are stored, and those from %d came", b.origin, row.next, p.start)
+		return false, fmt.Errorf("log %q: entries before %d are stored, and those from %d came", b.origin, row.next, p.start)
 	}
 	if err := b.mirror.save(first/c2sp.TileWidth, leaves, hashes); err != nil {
-		return err
+		return false, err
 	}
 	if err := a.step("record entries"); err != nil {
-		return err
+		return false, err
 	}
 	found, err := a.index.check(ctx, row, row.next, leaves[row.next-first:], b.mirror.leaf, a.now())
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, f := range found {
 		if f.Blocks() {
@@ -357,7 +357,7 @@ func (a *Auditor) add(ctx context.Context, b *book, cp c2sp.Checkpoint, p pack) 
 		}
 	}
 	a.metrics.entries.WithLabelValues(label(b.origin)).Add(float64(p.end - row.next))
-	return nil
+	return true, nil
 }
 
 func (a *Auditor) step(name string) error {
@@ -496,12 +496,19 @@ type upload struct {
 	start, end uint64
 }
 
-// AddEntries reads an add-entries request and returns, once the checkpoint that
+// An intake is the body of an add-entries request, and what reading it may cost.
+type intake struct {
+	*bufio.Reader
+	guest *guest
+	next  func() error // gives the next package its time
+}
+
+// receive reads an add-entries request and returns, once the checkpoint that
 // it ends at is complete and cosigned, the signature lines of its answer. Its
 // errors are those of errors.go, a *witness.UnknownLogError and a
 // *witness.ClockError; any other is our own failure.
-func (a *Auditor) AddEntries(ctx context.Context, body *bufio.Reader) (origin string, lines []byte, err error) {
-	u, err := readUpload(body)
+func (a *Auditor) receive(ctx context.Context, body *intake) (origin string, lines []byte, err error) {
+	u, err := readUpload(body.Reader)
 	if err != nil {
 		return "", nil, err
 	}
@@ -513,7 +520,7 @@ func (a *Auditor) AddEntries(ctx context.Context, body *bufio.Reader) (origin st
 	return u.origin, lines, err
 }
 
-func (a *Auditor) addEntries(ctx context.Context, b *book, u *upload, body *bufio.Reader) ([]byte, error) {
+func (a *Auditor) addEntries(ctx context.Context, b *book, u *upload, body *intake) ([]byte, error) {
 	s, err := a.standing(ctx, b)
 	if err != nil {
 		return nil, err
@@ -528,17 +535,27 @@ func (a *Auditor) addEntries(ctx context.Context, b *book, u *upload, body *bufi
 	saved := false
 	for start := u.start; start < u.end; {
 		end := min(u.end, start/c2sp.TileWidth*c2sp.TileWidth+c2sp.TileWidth)
-		pk, err := readPack(body, start, end)
+		err := body.next()
+		var pk pack
+		if err == nil {
+			pk, err = readPack(body, start, end)
+		}
 		if err != nil { // it ended here
 			if !saved {
 				return nil, err
 			}
 			return nil, a.accepted(ctx, b, u.end)
 		}
-		if err := a.add(ctx, b, p.cp, pk); errors.Is(err, witness.ErrMoved) {
-			continue
-		} else if err != nil {
+		stored, err := a.add(ctx, b, p.cp, pk)
+		for errors.Is(err, witness.ErrMoved) {
+			stored, err = a.add(ctx, b, p.cp, pk)
+		}
+		if err != nil {
 			return nil, err
+		}
+		body.guest.free()
+		if stored {
+			body.guest.proved()
 		}
 		saved, start = true, end
 	}

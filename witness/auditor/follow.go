@@ -269,7 +269,7 @@ func (a *Auditor) fetch(ctx context.Context, b *book, src *source, cp c2sp.Check
 			return err
 		}
 		for {
-			err = a.add(ctx, b, p.cp, pack{j.start, j.end, g.leaves, proof})
+			_, err = a.add(ctx, b, p.cp, pack{j.start, j.end, g.leaves, proof})
 			if !errors.Is(err, witness.ErrMoved) {
 				break
 			}

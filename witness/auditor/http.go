@@ -37,10 +37,11 @@ import (
 )
 
 const (
-	// maxUploads is how many add-entries requests are read at once.
-	maxUploads = 16
-	// stepTimeout is how long a client may take for what comes next of its body.
+	// stepTimeout is how long a client may take for the body of a small request, or
+	// until the first of an upload's.
 	stepTimeout = 20 * time.Second
+	// packTimeout is how long a client may take for each package of an upload.
+	packTimeout = time.Minute
 	// judgeTimeout is how long an add-checkpoint request may take once it has been read.
 	judgeTimeout = 20 * time.Second
 	// maxCheckpointBody is the most bytes of an add-checkpoint request.
@@ -178,19 +179,20 @@ func (a *Auditor) serveAddCheckpoint(rw http.ResponseWriter, r *http.Request) {
 	rw.WriteHeader(http.StatusOK)
 }
 
-// steps gives each read of a body a deadline of its own.
-type steps struct {
-	body io.Reader
-	rc   *http.ResponseController
+// deadline gives each package of a body its time, however many reads it takes:
+// one byte now and then keeps no upload alive.
+type deadline struct {
+	rc    *http.ResponseController
+	until time.Time // set anew with each package; zero: not yet asked for
 }
 
-func (s *steps) Read(b []byte) (int, error) {
-	now := time.Now()
-	err := errors.Join(s.rc.SetReadDeadline(now.Add(stepTimeout)), s.rc.SetWriteDeadline(now.Add(stepTimeout+time.Minute)))
-	if err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return 0, err
+func (d *deadline) next() error {
+	d.until = time.Now().Add(packTimeout)
+	err := errors.Join(d.rc.SetReadDeadline(d.until), d.rc.SetWriteDeadline(d.until.Add(time.Minute)))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
 	}
-	return s.body.Read(b)
+	return err
 }
 
 func (a *Auditor) serveAddEntries(rw http.ResponseWriter, r *http.Request) {
@@ -201,18 +203,22 @@ func (a *Auditor) serveAddEntries(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	select {
-	case a.uploads <- struct{}{}:
-		defer func() { <-a.uploads }()
-	default:
+	guest, ok := a.room.enter(clientOf(r))
+	if !ok {
 		a.refuse(rw, &BusyError{"too many uploads are under way", false})
 		return
 	}
+	defer guest.leave()
 	if r.Header.Get("Content-Type") != "application/octet-stream" {
 		a.refuse(rw, &MalformedError{"its Content-Type is not application/octet-stream"})
 		return
 	}
-	var body io.Reader = &steps{r.Body, http.NewResponseController(rw)}
+	limit := &deadline{rc: http.NewResponseController(rw)}
+	if err := limit.next(); err != nil {
+		a.refuse(rw, err)
+		return
+	}
+	var body io.Reader = r.Body
 	switch enc := r.Header.Get("Content-Encoding"); enc {
 	case "", "identity":
 	case "gzip":
@@ -228,7 +234,7 @@ func (a *Auditor) serveAddEntries(rw http.ResponseWriter, r *http.Request) {
 	}
 	// A client that hangs up must not leave it open what was written.
 	ctx := context.WithoutCancel(r.Context())
-	origin, lines, err := a.AddEntries(ctx, bufio.NewReaderSize(body, 64<<10))
+	origin, lines, err := a.receive(ctx, &intake{Reader: bufio.NewReaderSize(body, 64<<10), guest: guest, next: limit.next})
 	a.count("add-entries", origin, err)
 	if err != nil {
 		a.refuse(rw, err)

@@ -585,7 +585,7 @@ func TestLimits(t *testing.T) {
 	if a := r.want(r.send(from("192.0.2.1:99", nil)), 429); a.header.Get("Retry-After") != "1" {
 		t.Error("429 without Retry-After")
 	}
-	for n := range maxUploads - 4 {
+	for n := range maxStrangers - 4 {
 		hold(fmt.Sprintf("192.0.2.%d:1", 10+n))
 	}
 	r.want(r.send(from("192.0.2.99:1", nil)), 503)

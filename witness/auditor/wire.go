@@ -15,6 +15,9 @@ import (
 // maxHashes is the longest subtree consistency proof.
 const maxHashes = 63
 
+// leafCost is what an entry in memory costs beside its bytes.
+const leafCost = 64
+
 // readUpload reads the header of an add-entries request. The ticket is read and
 // means nothing: which checkpoints are pending stands in our own database.
 func readUpload(r *bufio.Reader) (*upload, error) {
@@ -57,11 +60,19 @@ func readSized(r *bufio.Reader, what string) ([]byte, error) {
 	return b, nil
 }
 
-// readPack reads the package of entries [start, end).
-func readPack(r *bufio.Reader, start, end uint64) (pack, error) {
+// readPack reads the package of entries [start, end). The memory for each is asked
+// for first: 17 kB of gzip can be 16 MiB.
+func readPack(r *intake, start, end uint64) (pack, error) {
 	p := pack{start: start, end: end}
 	for i := start; i < end; i++ {
-		leaf, err := readSized(r, fmt.Sprintf("entry %d", i))
+		n, err := r.Peek(2)
+		if err != nil {
+			return pack{}, &MalformedError{fmt.Sprintf("it ends within the length of entry %d", i)}
+		}
+		if err := r.guest.take(int(binary.BigEndian.Uint16(n)) + leafCost); err != nil {
+			return pack{}, err
+		}
+		leaf, err := readSized(r.Reader, fmt.Sprintf("entry %d", i))
 		if err != nil {
 			return pack{}, err
 		}
