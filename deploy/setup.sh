@@ -85,7 +85,7 @@ for n in 1 2 3; do
 	[ -n "$key" ] || die 3 "portbook-witness init printed no key"
 	portbook-witness add-log --yes --dir "$witness" "$log_key" >/dev/null
 	{
-		sed -e "s|w1|w$n|" -e "s|7381|738$n|" "$templates/witness.yaml" | configure
+		sed -e "s|w1|w$n|" -e "s|7380|738$n|" "$templates/witness.yaml" | configure
 		if [ "$(stat -c %d "$witness")" = "$(stat -c %d "$dir/mark")" ]; then
 			echo
 			echo "# The mark is on the witness's own disk: whoever restores that disk as a"

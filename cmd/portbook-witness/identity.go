@@ -82,13 +82,17 @@ it a mark of its own there: portbook-witness mark.`,
 		if err := describe(out, d.Keys(), *at, false); err != nil {
 			return err
 		}
+		serve := ""
+		if same, err := d.Store.MarkIsBeside(file); err == nil && same {
+			serve = " --mark-beside   # better: a mark on another file system (--mark)"
+		}
 		fmt.Fprintf(out, `
 Next, with the verifier key that a log's operator gives you:
   portbook-witness add-log --dir %[1]s LOG-VKEY
-  portbook-witness serve --dir %[1]s --mark %[2]s
+  portbook-witness serve --dir %[1]s --mark %[2]s%[3]s
 
 Never copy %[1]s back from a backup. If it is lost, begin a new witness.
-`, *dir, file)
+`, *dir, file, serve)
 		if d.Store.Shared() {
 			fmt.Fprintf(out, `
 For each further instance, on its machine, with a copy of %[1]s:

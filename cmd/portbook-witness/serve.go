@@ -65,8 +65,8 @@ cosigned. They know less than a mark: see docs/witness.md.`,
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(40) // a witness is to fit beside other things: 64 MiB with 10,000 logs (cmd/bench, witness-rss-10000-logs)
 		}
-		if *perLog <= 0 || *perClient <= 0 {
-			return cli.Usagef("--per-log and --per-client: want more than 0")
+		if !(*perLog > 0 && *perLog <= 1e6 && *perClient > 0 && *perClient <= 1e6) { // so that NaN is refused
+			return cli.Usagef("--per-log and --per-client: want more than 0, and at most 1000000")
 		}
 		behind, err := bastionOf(*dir, *bastion, *bastionCA)
 		if err != nil {
