@@ -399,9 +399,22 @@ func (j *judge) change(ctx context.Context, l Leaf, e *entry.Entry) error {
 		}
 	case entry.KindRemove:
 		if e.File != "" {
-			key := entry.Slot{Registry: e.Registry, Ecosystem: e.Ecosystem, Claim: e.Claim, Project: e.Project, File: e.File}.Key()
-			if err := j.exec(ctx, `UPDATE slot SET freed = 1 WHERE log = ? AND key = ?`, j.log.ID, key[:]); err != nil {
+			slot := entry.Slot{Registry: e.Registry, Ecosystem: e.Ecosystem, Claim: e.Claim, Project: e.Project, File: e.File}
+			st, err := j.slot(ctx, slot)
+			if err != nil {
 				return err
+			}
+			if st != nil {
+				differs, err := j.differs(ctx, e, st)
+				if err != nil {
+					return err
+				}
+				if !differs { // else of other bytes than the name stands for
+					key := slot.Key()
+					if err := j.exec(ctx, `UPDATE slot SET freed = 1 WHERE log = ? AND key = ?`, j.log.ID, key[:]); err != nil {
+						return err
+					}
+				}
 			}
 		}
 	case entry.KindDispute:

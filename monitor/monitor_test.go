@@ -140,6 +140,7 @@ func TestEveryKindReachesTheSubscriber(t *testing.T) {
 		{"policy replace, but replaces names another entry", []*entry.Entry{policy("replace", 7), with(fakelog.Upload("alice-lib", "1.0", expected.File, "alice/lib", "b"), func(e *entry.Entry) { e.Replaces = entry.Uint(1) })}, alert.Tampering, "second-digest registry-policy", "second-digest"},
 		{"after-remove without remove", []*entry.Entry{policy("after-remove", 7), second}, alert.Tampering, "second-digest registry-policy", "second-digest"},
 		{"after-remove with remove", []*entry.Entry{policy("after-remove", 7), file(entry.KindRemove), second}, alert.Unexpected, "registry-policy remove replaced", ""},
+		{"after-remove, of other bytes", []*entry.Entry{policy("after-remove", 7), with(file(entry.KindRemove), func(e *entry.Entry) { e.SHA256 = second.SHA256 }), second}, alert.Tampering, "second-digest registry-policy remove", "second-digest"},
 		{"conflict refused", []*entry.Entry{conflict(entry.ClaimIndex)}, alert.Unexpected, "conflict", ""},
 		{"conflict served", []*entry.Entry{conflict(entry.ClaimObserved)}, alert.Tampering, "served-differs", "served-differs"},
 		{"observed as logged", []*entry.Entry{observed("a")}, "", "", ""},

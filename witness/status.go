@@ -10,16 +10,34 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"strings"
 	"time"
+	"unicode"
 )
 
 //go:embed status.html
 var statusHTML string
 
 var statusPage = template.Must(template.New("status").Funcs(template.FuncMap{
-	"ago": ago,
-	"utc": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"ago":     ago,
+	"visible": Visible,
+	"utc":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 }).Parse(statusHTML))
+
+// Visible is s with every character that does not show, or that changes how
+// others show (controls, directions of text, spaces that are none), as an escape:
+// a log chooses its own name.
+func Visible(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\u{%04x}", r)
+		}
+	}
+	return b.String()
+}
 
 // pagePolicy is the Content-Security-Policy of pages: no script, nothing loaded.
 const pagePolicy = "default-src 'none'; style-src 'unsafe-inline'"

@@ -52,6 +52,11 @@ func TestStatusPage(t *testing.T) {
 	r.must(r.do("POST", "/add-checkpoint", evil.request(0, 1)), 200)
 	want("<script>", false)
 	want("&lt;script&gt;", true)
+	turned := newLog(t, "log.example/\u202egro.live\u009b2J\u200b")
+	r.trust(turned)
+	r.must(r.do("POST", "/add-checkpoint", turned.request(0, 1)), 200)
+	want("log.example/\\u{202e}gro.live\\u{009b}2J\\u{200b}", true)
+	want("\u202e", false)
 
 	for _, m := range []string{"POST", "PUT", "HEAD"} {
 		if a := r.do(m, "/", nil); a.status != 405 {

@@ -108,6 +108,18 @@ func TestFindings(t *testing.T) {
 	reject := marshal(change(entry.KindReject, 3, func(e *entry.Entry) { e.File, e.SHA256 = file, held.SHA256 }))
 	rejectOther := marshal(change(entry.KindReject, 4, func(e *entry.Entry) { e.File, e.SHA256 = file, uploadOf(file, "not logged").SHA256 }))
 	remove := marshal(change(entry.KindRemove, 5, func(e *entry.Entry) { e.Version, e.File, e.SHA256 = "1.0", file, held.SHA256 }))
+	removeOther := marshal(change(entry.KindRemove, 6, func(e *entry.Entry) {
+		e.Version, e.File, e.SHA256 = "1.0", file, uploadOf(file, "not logged").SHA256
+	}))
+	npm := func(sha512, content string) []byte {
+		e := uploadOf("x-1.0.0.tgz", content)
+		e.Claim, e.Ecosystem, e.Project, e.Version, e.SHA512 = entry.ClaimObserved, "npm", "x", "1.0.0", sha512
+		if content == "" {
+			e.SHA256 = ""
+		}
+		return marshal(e)
+	}
+	five := strings.Repeat("5", 128)
 	replacing := uploadOf(file, "another content")
 	replacing.Replaces = entry.Uint(7)
 	for _, row := range []struct {
@@ -124,6 +136,9 @@ func TestFindings(t *testing.T) {
 		{"a second digest that names nothing, policy replace", [][]byte{policy("replace"), second}, KindSecondDigest, 1},
 		{"a second digest, policy replace logged too late", [][]byte{marshal(replacing), policy("replace")}, KindSecondDigest, 0},
 		{"after a removal, policy after-remove", [][]byte{policy("after-remove"), remove, second}, "", 0},
+		{"after a removal of something else, policy after-remove", [][]byte{policy("after-remove"), removeOther, second}, KindSecondDigest, 2},
+		{"two digests of one content", [][]byte{npm(five, ""), npm(five, "a")}, "", 0},
+		{"digests that say nothing of each other", [][]byte{npm(five, ""), npm("", "a")}, KindSecondDigest, 1},
 		{"without a removal, policy after-remove", [][]byte{policy("after-remove"), second}, KindSecondDigest, 1},
 		{"after a removal, policy never", [][]byte{remove, second}, KindSecondDigest, 1},
 		{"after a reject", [][]byte{reject, second}, "", 0},

@@ -340,6 +340,10 @@ func (c *checker) entry(index uint64, leaf []byte) error {
 			return nil
 		}
 		key := entry.Slot{Registry: e.Registry, Ecosystem: e.Ecosystem, Claim: e.Claim, Project: e.Project, File: e.File}.Key()
+		held, _, _, err := c.slot(key)
+		if err != nil || held == nil || differs(held, e) {
+			return err // of other bytes than the name stands for
+		}
 		return c.exec("UPDATE slot SET removed = 1 WHERE log = ? AND key = ?", c.log, key[:])
 	case entry.KindRegistryPolicy:
 		return c.exec("INSERT INTO policy (log, registry, ecosystem, overwrite) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET overwrite = excluded.overwrite",
@@ -390,7 +394,12 @@ func (c *checker) upload(index uint64, e *entry.Entry) error {
 	}
 	if held != nil {
 		if !differs(held, e) {
-			return nil // logged again
+			if held.SHA256 != "" && e.SHA256 != "" || held.SHA512 != "" && e.SHA512 != "" {
+				return nil // logged again
+			}
+			// Nobody could tell what a third one differs from; a log refuses it.
+			return c.find(Finding{Kind: KindSecondDigest, Index: index, First: &at,
+				Reason: fmt.Sprintf("entry %d gives %s of %s a digest of another kind than entry %d: whether it is the same content cannot be told", index, e.File, e.Project, at)})
 		}
 		var policy string
 		err := c.tx.QueryRowContext(c.ctx, "SELECT overwrite FROM policy WHERE log = ? AND registry = ? AND ecosystem = ?", c.log, e.Registry, e.Ecosystem).Scan(&policy)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/portbook/portbook/c2sp"
+	"github.com/portbook/portbook/witness"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -100,7 +101,8 @@ func (a *Auditor) Ping(ctx context.Context) error {
 var statusHTML string
 
 var statusPage = template.Must(template.New("status").Funcs(template.FuncMap{
-	"utc": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"visible": witness.Visible,
+	"utc":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 }).Parse(statusHTML))
 
 func (a *Auditor) serveStatus(rw http.ResponseWriter, r *http.Request) {
