@@ -106,12 +106,13 @@ func TestTrillianScripts(t *testing.T) {
 			ts.Fatalf("the checkpoint is signed by %s: %v, %v", args[0], signed, err)
 		}
 	}
-	p.Cmds["await-signature"] = func(ts *testscript.TestScript, _ bool, args []string) { // await-signature KEYFILE
+	p.Cmds["await-signature"] = func(ts *testscript.TestScript, neg bool, args []string) { // await-signature KEYFILE, or its end
 		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-			if signed, err := signedBy(ts, args[0]); err == nil && signed {
+			signed, err := signedBy(ts, args[0])
+			if err == nil && signed != neg {
 				return
 			} else if time.Now().After(deadline) {
-				ts.Fatalf("the checkpoint is not signed by %s: %v", args[0], err)
+				ts.Fatalf("the checkpoint is signed by %s: %v, %v", args[0], signed, err)
 			}
 		}
 	}
