@@ -30,7 +30,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-var flips = flag.Int("flips", 42, "rounds of TestBitFlips; 1000 in the suite")
+var flips = flag.Int("flips", 22, "rounds of TestBitFlips; 1000 in the suite")
 
 // flipClass says what a file of a log is to this suite, and whether every bit
 // of it matters: then the audit must find each flip.
