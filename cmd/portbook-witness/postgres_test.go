@@ -25,7 +25,12 @@ type instance struct {
 
 func (i *instance) start(t *testing.T) {
 	t.Helper()
-	i.cmd = program(t, "serve", "--dir", i.dir, "--mark", i.mark, "--listen", i.addr)
+	cmd := program(t, "serve", "--dir", i.dir, "--mark", i.mark, "--listen", i.addr)
+	t.Cleanup(func() { // of no effect on one that has been killed
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	i.cmd = cmd
 }
 
 // output runs the program to its end and returns what it said.
